@@ -1,0 +1,1 @@
+"""What an individual is stored as, and how it becomes a model."""

@@ -1,0 +1,1 @@
+"""The search: emitters and the CycleQD loop."""

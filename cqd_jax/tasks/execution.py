@@ -1,0 +1,56 @@
+"""What a task asks to have executed, and what comes back: the meeting point of tasks and sandboxes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+JSON: TypeAlias = Any
+"""None, bool, int, float, str, and lists and dicts (with str keys) of these."""
+
+Status: TypeAlias = Literal["ok", "error", "timeout", "killed", "overflow"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Harness:
+  """Trusted code of a task that executes one untrusted answer inside the sandbox.
+
+  Attributes:
+    name: unique name, by which jobs refer to the harness.
+    source: Python source that uses the standard library alone and defines `run(payload) -> JSON`. It may define
+      `prepare(setup)`, called once in each worker before any answer; what it leaves in module globals is inherited
+      by every job as its own copy. Import all that `run` needs at the top: it is then paid for once.
+    setup: JSON given to `prepare`.
+  """
+
+  name: str
+  source: str
+  setup: JSON = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One answer to execute: `payload` (JSON) goes to `run` of the harness named `harness`."""
+
+  harness: str
+  payload: JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What executing a job gave. Verdicts are formed from it outside the sandbox, never inside.
+
+  Attributes:
+    status: "ok": `run` returned; "error": it raised, or returned no JSON; "timeout": over the limit of wall or CPU
+      time; "killed": the process died without a result (memory, a signal, an early exit); "overflow": the result was
+      larger than allowed.
+    value: what `run` returned, where status is "ok"; else None. Untrusted data of JSON's types.
+    detail: a line for a person on what went wrong, else "".
+  """
+
+  status: Status
+  value: JSON = None
+  detail: str = ""
+
+
+Execute: TypeAlias = Callable[[Sequence[Job]], list[Outcome]]
+"""Executes jobs, each isolated from the others; outcomes in the order of the jobs."""

@@ -1,0 +1,1 @@
+"""Three miniature skills from grammars: coding, database, os."""

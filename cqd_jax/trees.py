@@ -1,0 +1,61 @@
+"""What a leaf of a params pytree is: its name, its layer, whether it is made of matrices or of vectors.
+
+A leaf whose path holds the key `layers` followed by a name that is no number (`layers/mlp/up/kernel`) is
+STACKED: its leading axis runs over the layers, the form that `jax.lax.scan` wants. Everywhere else a layer is a
+module: the path up to its first component that ends in a number (`layers/0`, `blocks_3`, `Dense_1`), or, without
+one, the path without the leaf's own name.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from cqd_jax.types import Params, PRNGKey
+
+STACK = "layers"
+
+Path = tuple[str, ...]
+
+
+def leaf_path(key_path: tuple[Any, ...]) -> Path:
+  """The names along a `jax.tree_util` key path, as strings."""
+  return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in key_path)
+
+
+def is_stacked(path: Path) -> bool:
+  """Whether the leaf at `path` carries a leading layer axis."""
+  return any(
+    name == STACK and not following.isdigit() for name, following in zip(path, path[1:], strict=False)
+  )
+
+
+def is_matrix(path: Path, leaf: jax.Array) -> bool:
+  """Whether a leaf is a matrix, or a stack of matrices on its last two axes; else it is made of vectors."""
+  return leaf.ndim - is_stacked(path) >= 2
+
+
+def layer_name(path: Path) -> str:
+  """The layer to which an unstacked leaf belongs (see the module)."""
+  for depth, name in enumerate(path):
+    if re.search(r"\d$", name):
+      return "/".join(path[: depth + 1])
+  return "/".join(path[:-1])
+
+
+def map_with_path(function: Callable[..., Any], tree: Params, *rest: Params) -> Params:
+  """`jax.tree.map` whose function also gets the leaf's path as a tuple of names, first."""
+  return jax.tree.map_with_path(lambda path, *leaves: function(leaf_path(path), *leaves), tree, *rest)
+
+
+def leaf_keys(key: PRNGKey, tree: Params) -> Params:
+  """One subkey a leaf, in the structure of `tree`; `key` is consumed."""
+  structure = jax.tree.structure(tree)
+  return jax.tree.unflatten(structure, list(jax.random.split(key, structure.num_leaves)))
+
+
+def num_parameters(tree: Params) -> int:
+  """Number of scalars in a tree (arrays or shapes)."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
