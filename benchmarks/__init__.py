@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks --help`; how to write one is told in `benchmarks.harness`."""

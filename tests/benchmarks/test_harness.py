@@ -1,0 +1,138 @@
+import importlib
+import io
+import json
+import types
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from benchmarks import __main__ as command
+from benchmarks.harness import Case, Ceiling, Samples, measure, summarise
+
+ROOT = Path(__file__).parents[2]
+
+FIELDS = {
+  "module": str,
+  "name": str,
+  "labels": dict,
+  "machine": dict,
+  "compile_s": (float, type(None)),
+  "run_s": float,
+  "run_s_range": list,
+  "rounds": int,
+  "gb_per_s": (float, type(None)),
+  "gflop_per_s": (float, type(None)),
+  "ceiling_gb_per_s": (float, type(None)),
+  "ceiling_gflop_per_s": (float, type(None)),
+  "bound": (str, type(None)),
+  "fraction": (float, type(None)),
+  "peer": (str, type(None)),
+  "peer_s": (float, type(None)),
+  "ratio": (float, type(None)),
+}
+
+
+def make_case(**settings):
+  return Case(name="case", function=lambda x: x, arguments=lambda: (jnp.ones(4),), **settings)
+
+
+def check_schema(line):
+  row = json.loads(line)
+  assert row.keys() == FIELDS.keys()
+  for name, kind in FIELDS.items():
+    assert isinstance(row[name], kind), name
+  assert row["machine"].keys() == {"platform", "device", "num_devices", "jax"}
+  return row
+
+
+def test_a_case_bound_by_memory_is_compared_with_the_copies_of_its_own_rounds():
+  samples = Samples(run=[2.0, 4.0, 1.0], stream=[3.0, 2.0, 3.0], peer=[6.0, 4.0, 8.0])
+  row = summarise("m", make_case(bytes_moved=4e9, peer_name="loop"), samples, 0.5, stream_bytes=8e9, matmul_flops=1)
+  assert (row.module, row.name, row.compile_s, row.rounds) == ("m", "case", 0.5, 3)
+  assert (row.run_s, row.run_s_range) == (2.0, (1.0, 4.0))
+  assert row.gb_per_s == 2.0
+  assert row.ceiling_gb_per_s == pytest.approx(8 / 3)
+  # half a copy takes 1.5, 1 and 1.5 s: fractions .75, .25 and 1.5
+  assert (row.bound, row.fraction) == ("memory", 0.75)
+  # 6/2, 4/4, 8/1
+  assert (row.peer, row.peer_s, row.ratio) == ("loop", 6.0, 3.0)
+  assert row.gflop_per_s is None
+  assert row.ceiling_gflop_per_s is None
+
+
+def test_the_slower_of_the_two_ceilings_counts():
+  samples = Samples(run=[10.0], stream=[1.0], matmul=[4.0])
+  row = summarise("m", make_case(bytes_moved=2e9, flops=6e9), samples, None, stream_bytes=1e9, matmul_flops=3e9)
+  assert (row.bound, row.fraction) == ("arithmetic", 0.8)  # 8 s of matmul against 2 s of copies
+  assert row.gflop_per_s == 0.6
+  assert row.ceiling_gflop_per_s == 0.75
+
+
+def test_without_counts_there_are_times_alone():
+  row = summarise("m", make_case(), Samples(run=[3.0]), None, stream_bytes=1, matmul_flops=1)
+  assert row.run_s == 3.0
+  for name in ("gb_per_s", "gflop_per_s", "bound", "fraction", "peer", "peer_s", "ratio"):
+    assert getattr(row, name) is None
+  check_schema(row.to_json())
+
+
+def test_a_recycled_argument_is_the_result_of_the_run_before():
+  seen = []
+
+  def peer(x, step):
+    seen.append(float(x[0]))
+
+  case = Case(
+    name="count",
+    function=lambda x, step: x + step,
+    arguments=lambda: (jnp.zeros(3), jnp.ones(())),
+    labels={"dtype": "float32"},
+    bytes_moved=24,
+    flops=3,
+    recycle=0,
+    peer=peer,
+  )
+  row = measure("m", case, Ceiling(quick=True), rounds=2)
+  assert seen == [1.0, 2.0, 3.0]  # the warm-up, then two rounds
+  assert row.rounds == 2
+  assert row.compile_s > 0
+  assert row.fraction > 0
+  check_schema(row.to_json())
+
+
+def test_a_host_function_gets_its_arguments_untouched():
+  taken = []
+  case = Case(name="host", function=taken.append, arguments=lambda: ("text",), host=True)
+  row = measure("m", case, Ceiling(quick=True), rounds=1)
+  assert taken == ["text", "text"]
+  assert row.compile_s is None
+
+
+def test_all_modules_are_found_and_run(monkeypatch):
+  module = types.SimpleNamespace(cases=lambda quick: [make_case(labels={"quick": str(quick)})])
+  monkeypatch.setattr(command, "discover", lambda: ["fake"])
+  monkeypatch.setattr(importlib, "import_module", {"benchmarks.bench_fake": module}.__getitem__)
+  out = io.StringIO()
+  rows = list(command.run(command.discover(), quick=True, console=Console(file=out)))
+  assert out.getvalue() == "[1/1] fake: case quick=True\n"
+  assert [(row.module, row.labels) for row in rows] == [("fake", {"quick": "True"})]
+
+
+def test_an_unknown_module_is_refused_with_the_known_ones(capsys):
+  with pytest.raises(SystemExit):
+    command.main(["nonsense"])
+  message = capsys.readouterr().err
+  assert "nonsense" in message
+  for name in command.discover():
+    assert name in message
+
+
+def test_seconds_are_printed_in_a_unit_that_fits():
+  row = summarise("m", make_case(), Samples(run=[2.5e-3]), 1.5, stream_bytes=1, matmul_flops=1)
+  console = Console(width=200, record=True, file=io.StringIO())
+  console.print(command.table([row]))
+  text = console.export_text()
+  assert "2.5 ms" in text
+  assert "1.5 s" in text
