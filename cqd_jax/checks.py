@@ -55,8 +55,14 @@ def check_same_tree(first: Params, second: Params, first_name: str, second_name:
       raise ValueError(
         f"{second_name}{path}: expected {_describe(leaf)} as in {first_name}, got {_describe(theirs[path])}"
       )
-  if jax.tree.structure(first) != jax.tree.structure(second):
+  if not same_structure(first, second):
     raise ValueError(f"{second_name}: its containers differ from those of {first_name}")
+
+
+def same_structure(first: Params, second: Params) -> bool:
+  """Whether two pytrees differ in nothing but their leaves."""
+  structure: Any = jax.tree.structure(first)
+  return bool(structure == jax.tree.structure(second))
 
 
 def check_population(tree: Params, name: str, size: int | None = None) -> int:

@@ -6,6 +6,7 @@ module: the path up to its first component that ends in a number (`layers/0`, `b
 one, the path without the leaf's own name.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -27,9 +28,7 @@ def leaf_path(key_path: tuple[Any, ...]) -> Path:
 
 def is_stacked(path: Path) -> bool:
   """Whether the leaf at `path` carries a leading layer axis."""
-  return any(
-    name == STACK and not following.isdigit() for name, following in zip(path, path[1:], strict=False)
-  )
+  return any(name == STACK and not following.isdigit() for name, following in itertools.pairwise(path))
 
 
 def is_matrix(path: Path, leaf: jax.Array) -> bool:

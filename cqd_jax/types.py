@@ -18,3 +18,6 @@ Metrics: TypeAlias = dict[str, jax.Array]
 
 ExtraScores: TypeAlias = dict[str, Any]
 """What a scoring function tells beside the K task scores; leaves `[P, ...]`."""
+
+ArrayField: TypeAlias = Any
+"""An array in a pytree class. JAX puts other things there while it traces and lowers, so no shape is enforced."""
