@@ -1,0 +1,197 @@
+"""The emitter of CycleQD: parents from the active archive, crossover, mutation. A QDax `Emitter`.
+
+Inside `CycleQD` an emitter is given the `CyclingRepertoire`, and the `[P, K]` scores as both fitnesses and descriptors.
+Inside QDax's own `MAPElites` it is given one ordinary archive. `CycleQDEmitter` works on both.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire
+from qdax.core.emitters.emitter import Emitter, EmitterState
+
+from cqd_jax.archive.cells import Grid, grid_coordinates, other_tasks
+from cqd_jax.archive.repertoire import EMPTY, CyclingRepertoire
+from cqd_jax.archive.selectors import Rule, elite_sampling, select_pairs
+from cqd_jax.checks import check_population
+from cqd_jax.types import ArrayField, ExtraScores, Genotype, PRNGKey
+
+Crossover: TypeAlias = Callable[[PRNGKey, Genotype, Genotype], Genotype]
+Mutation: TypeAlias = Callable[..., Genotype]
+Schedule: TypeAlias = Literal["cycle", "round_robin", "fixed"]
+
+
+class CycleQDState(EmitterState):
+  """State of `CycleQDEmitter`.
+
+  Attributes:
+    iteration: int32, batches emitted so far.
+    task_context: what the mutation gets of the active task; leaves `[K, ...]`, or None.
+  """
+
+  iteration: ArrayField
+  task_context: Genotype | None = None
+
+
+class CycleQDEmitter(Emitter):
+  """Emits children of pairs of elites: `mutation(key, crossover(key, first, second))`.
+
+  Args:
+    batch_size: P, children an iteration.
+    crossover: operator on two individuals, as `partial(linear_merge, std=0.01)`.
+    mutation: operator on one individual, as `partial(svd_mutation, max_scale=2)`; None for none. With `task_context`
+      it gets a third argument: the entry of the active task, as the factors of `expert_svd_mutation`.
+    task_context: leaves `[K, ...]`, one entry a task.
+    rule: which elites become parents; see `cqd_jax.archive.selectors`.
+    schedule: where parents come from at iteration t (counted in units of `flip_interval`). "cycle": all from archive
+      t mod K, the paper. "round_robin": those of child p from archive (t + p) mod K, what the asynchronous workers of
+      the reference code amount to. "fixed": all from archive 0, the paper's ablation without cycling.
+    flip_interval: iterations after which the schedule moves on.
+
+  Raises:
+    ValueError: naming the argument that is out of range.
+
+  Reference: Kuroki et al. 2025, arXiv:2410.14735.
+  """
+
+  def __init__(
+    self,
+    *,
+    batch_size: int,
+    crossover: Crossover,
+    mutation: Mutation | None = None,
+    task_context: Genotype | None = None,
+    rule: Rule = elite_sampling,
+    schedule: Schedule = "cycle",
+    flip_interval: int = 1,
+  ):
+    if batch_size < 1:
+      raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if flip_interval < 1:
+      raise ValueError(f"flip_interval: expected at least 1, got {flip_interval}")
+    if schedule not in ("cycle", "round_robin", "fixed"):
+      raise ValueError(f"schedule: expected 'cycle', 'round_robin' or 'fixed', got {schedule!r}")
+    if task_context is not None and mutation is None:
+      raise ValueError("task_context: given, but there is no mutation that could use it")
+    self._batch_size = batch_size
+    self._crossover = crossover
+    self._mutation = mutation
+    self._task_context = task_context
+    self._rule = rule
+    self._schedule = schedule
+    self._flip_interval = flip_interval
+
+  @property
+  def batch_size(self) -> int:
+    """P."""
+    return self._batch_size
+
+  def init(
+    self,
+    key: PRNGKey,
+    repertoire: CyclingRepertoire | MapElitesRepertoire,
+    genotypes: Genotype,
+    fitnesses: Array,
+    descriptors: Array,
+    extra_scores: ExtraScores,
+  ) -> CycleQDState:
+    """The state before the first batch. Raises ValueError if `task_context` has no entry for each archive."""
+    del key, genotypes, fitnesses, descriptors, extra_scores
+    if self._task_context is not None:
+      if not isinstance(repertoire, CyclingRepertoire):
+        raise ValueError("task_context: needs a CyclingRepertoire; an ordinary archive does not know its task")
+      check_population(self._task_context, "task_context", repertoire.num_tasks)
+    return CycleQDState(iteration=jnp.int32(0), task_context=self._task_context)
+
+  def emit(
+    self,
+    repertoire: CyclingRepertoire | MapElitesRepertoire | None,
+    emitter_state: CycleQDState | None,
+    key: PRNGKey,
+  ) -> tuple[Genotype, ExtraScores]:
+    """Makes P children.
+
+    Returns:
+      The genotypes, leaves `[P, ...]`, and `{"parents": [P, 2], "archive": [P]}`: the identities of the parents (-1
+      where the repertoire keeps none) and the archive they come from.
+    """
+    assert repertoire is not None
+    assert emitter_state is not None
+    pair_key, crossover_key, mutation_key = jax.random.split(key, 3)
+    if isinstance(repertoire, CyclingRepertoire):
+      archives = self._active_archives(emitter_state.iteration, repertoire.num_tasks)
+      slots = self._select_in_archives(repertoire, archives, pair_key)
+      identities = repertoire.lineage.identity[slots]
+    else:
+      archives = jnp.zeros(self._batch_size, jnp.int32)
+      slots = self._select_in_one_archive(repertoire, pair_key)
+      identities = jnp.full(slots.shape, EMPTY, jnp.int32)
+
+    first, second = (jax.tree.map(lambda leaf, i=i: leaf[slots[:, i]], repertoire.genotypes) for i in (0, 1))
+    children = jax.vmap(self._crossover)(jax.random.split(crossover_key, self._batch_size), first, second)
+    if self._mutation is not None:
+      context = jax.tree.map(lambda leaf: leaf[archives], emitter_state.task_context)
+      arguments = () if self._task_context is None else (context,)
+      children = jax.vmap(self._mutation)(jax.random.split(mutation_key, self._batch_size), children, *arguments)
+    return children, {"parents": identities, "archive": archives}
+
+  def state_update(
+    self,
+    emitter_state: CycleQDState | None,
+    repertoire: CyclingRepertoire | MapElitesRepertoire | None = None,
+    genotypes: Genotype | None = None,
+    fitnesses: Array | None = None,
+    descriptors: Array | None = None,
+    extra_scores: ExtraScores | None = None,
+  ) -> CycleQDState:
+    """The state after a batch: the schedule moves on."""
+    del repertoire, genotypes, fitnesses, descriptors, extra_scores
+    assert emitter_state is not None
+    state: CycleQDState = emitter_state.replace(iteration=emitter_state.iteration + 1)
+    return state
+
+  def _active_archives(self, iteration: Int[Array, ""], num_tasks: int) -> Int[Array, "P"]:
+    children = jnp.arange(self._batch_size, dtype=jnp.int32)
+    turn = iteration // self._flip_interval
+    if self._schedule == "fixed":
+      return jnp.zeros_like(children)
+    return (turn + (children if self._schedule == "round_robin" else jnp.zeros_like(children))) % num_tasks
+
+  def _select_in_archives(
+    self, repertoire: CyclingRepertoire, archives: Int[Array, "P"], key: PRNGKey
+  ) -> Int[Array, "P 2"]:
+    """Slots of the parents. Probabilities are worked out once for each archive that the batch draws from."""
+    num_distinct = min(self._batch_size, repertoire.num_tasks) if self._schedule == "round_robin" else 1
+    share = -(-self._batch_size // num_distinct)
+    distinct = archives[:num_distinct]
+    probabilities = jax.vmap(lambda archive: self._probabilities(repertoire, archive))(distinct)
+    pairs = jax.vmap(select_pairs, in_axes=(0, 0, None))(jax.random.split(key, num_distinct), probabilities, share)
+    slots = jnp.take_along_axis(repertoire.slots[distinct], pairs.reshape(num_distinct, -1), axis=1)
+    # Child p draws from the archive numbered p mod num_distinct, its p // num_distinct-th pair.
+    by_turn = slots.reshape(num_distinct, share, 2).swapaxes(0, 1).reshape(-1, 2)
+    return by_turn[: self._batch_size]
+
+  def _probabilities(self, repertoire: CyclingRepertoire, archive: Int[Array, ""]) -> Float[Array, "N"]:
+    slots = repertoire.slots[archive]
+    scores = repertoire.scores[slots]
+    descriptors = jnp.take(scores, jnp.asarray(other_tasks(repertoire.num_tasks))[archive], axis=1)
+    # Voronoi cells have no coordinates: there a rule that reads bins is given the descriptors.
+    bins = descriptors
+    if isinstance(repertoire.cells, Grid):
+      bins = jnp.asarray(grid_coordinates(repertoire.cells))[archive]
+    return self._rule(scores[:, archive], descriptors, bins, slots != EMPTY)
+
+  def _select_in_one_archive(self, repertoire: MapElitesRepertoire, key: PRNGKey) -> Int[Array, "P 2"]:
+    fitnesses, descriptors = repertoire.fitnesses[:, 0], repertoire.descriptors
+    probabilities = self._rule(fitnesses, descriptors, descriptors, fitnesses != -jnp.inf)
+    return select_pairs(key, probabilities, self._batch_size)
+
+
+def split_scores(scores: Float[Array, "P K"], archive: Int[Array, ""] | int) -> tuple[Array, Array]:
+  """Scores as the fitnesses `[P]` and descriptors `[P, K-1]` of one archive."""
+  others = jnp.asarray(np.asarray(other_tasks(scores.shape[1])))[archive]
+  return scores[:, archive], jnp.take(scores, others, axis=1)
