@@ -1,0 +1,186 @@
+"""Mutation of a task vector: along singular vectors (the child's own, or an expert's), or by Gaussian noise."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cqd_jax.checks import check_float_leaves, check_key
+from cqd_jax.operators.arithmetic import check_setting, widen
+from cqd_jax.trees import is_matrix, leaf_keys, map_with_path
+from cqd_jax.types import Params, PRNGKey
+
+
+class MatrixSVD(NamedTuple):
+  """The thin singular value decomposition of a matrix, or of a stack of them; float32.
+
+  Attributes:
+    u: `[..., m, r]` left singular vectors, r = min(m, n).
+    s: `[..., r]` singular values, falling.
+    vt: `[..., r, n]` right singular vectors.
+  """
+
+  u: jax.Array
+  s: jax.Array
+  vt: jax.Array
+
+
+def factorise(task_vector: Params) -> Params:
+  """Decomposes all matrices of a task vector, for `expert_svd_mutation`.
+
+  Do it once an expert. `jax.vmap(factorise)` takes K stacked experts, and `jax.tree.map(lambda leaf: leaf[k], ...)`
+  picks one of them, with a traced k too.
+
+  Args:
+    task_vector: float leaves `[...]` of one individual. Matrices as told by `cqd_jax.trees.is_matrix`.
+
+  Returns:
+    The structure of `task_vector` with a `MatrixSVD` for each leaf of matrices and None (no leaf) for each of vectors.
+
+  Raises:
+    ValueError: if `task_vector` holds anything but floats.
+  """
+  check_float_leaves(task_vector, "task_vector")
+
+  def decompose(path: tuple[str, ...], leaf: jax.Array) -> MatrixSVD | None:
+    if not is_matrix(path, leaf):
+      return None
+    return MatrixSVD(*jnp.linalg.svd(widen(leaf), full_matrices=False))
+
+  return map_with_path(decompose, task_vector)
+
+
+def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> Params:
+  """Scales each singular value of each matrix by its own random factor: U (S * w) V^T, w ~ Uniform[0, max_scale]^r.
+
+  The child keeps its singular vectors, so it stays in the span of the skills that it has. Vectors (biases, norms) pass
+  through unchanged. An expectation that keeps the size of the task vector needs `max_scale` = 2.
+
+  Args:
+    key: typed PRNG key; consumed.
+    task_vector: float leaves `[...]` of one individual; no population axis.
+    max_scale: upper end of the factors, at least 0; may be traced.
+
+  Returns:
+    Structure, shapes and dtypes of `task_vector`; decomposed in float32.
+
+  Raises:
+    ValueError: if `task_vector` holds anything but floats, or `max_scale` is out of range.
+
+  Reference: Kuroki et al. 2025, arXiv:2410.14735, section 3.4.
+  """
+  check_key(key)
+  check_setting("max_scale", max_scale, low=0.0)
+  check_float_leaves(task_vector, "task_vector")
+
+  def scale(path: tuple[str, ...], leaf: jax.Array, subkey: PRNGKey) -> jax.Array:
+    if not is_matrix(path, leaf):
+      return leaf
+    svd = MatrixSVD(*jnp.linalg.svd(widen(leaf), full_matrices=False))
+    factors = max_scale * jax.random.uniform(subkey, svd.s.shape, jnp.float32)
+    return _compose(svd, factors, leaf.dtype).astype(leaf.dtype)
+
+  return map_with_path(scale, task_vector, leaf_keys(key, task_vector))
+
+
+def expert_svd_mutation(key: PRNGKey, task_vector: Params, expert_svd: Params, *, rate: ArrayLike) -> Params:
+  """Adds a random part of an expert's task vector: + U diag(rate u * s) V^T, u ~ Uniform[0, 1]^r for each matrix.
+
+  The mutation of the authors' program, which differs from the paper's (`svd_mutation`): U, s and V are of the expert
+  of the active task, and parts are added. Vectors (biases, norms) pass through unchanged.
+
+  Args:
+    key: typed PRNG key; consumed.
+    task_vector: float leaves `[...]` of one individual; no population axis.
+    expert_svd: `factorise` of ONE expert's task vector. A truncated one (r smaller) serves as well.
+    rate: size of the step, at least 0; may be traced. The authors use 0.1.
+
+  Returns:
+    Structure, shapes and dtypes of `task_vector`; computed in float32.
+
+  Raises:
+    ValueError: if `expert_svd` does not fit `task_vector` (one that still has an expert axis, too), `task_vector`
+      holds anything but floats, or `rate` is out of range.
+
+  Reference: github.com/SakanaAI/CycleQD.
+  """
+  check_key(key)
+  check_setting("rate", rate, low=0.0)
+  check_float_leaves(task_vector, "task_vector")
+  factors = _matching_factors(task_vector, expert_svd)
+
+  def add(leaf: jax.Array, svd: MatrixSVD | None, subkey: PRNGKey) -> jax.Array:
+    if svd is None:
+      return leaf
+    shares = rate * jax.random.uniform(subkey, svd.s.shape, jnp.float32)
+    return (widen(leaf) + _compose(svd, shares, leaf.dtype)).astype(leaf.dtype)
+
+  leaves, structure = jax.tree.flatten(task_vector)
+  subkeys = jax.tree.leaves(leaf_keys(key, task_vector))
+  mutated = [add(*each) for each in zip(leaves, factors, subkeys, strict=True)]
+  return jax.tree.unflatten(structure, mutated)
+
+
+def gaussian_mutation(key: PRNGKey, task_vector: Params, *, std: ArrayLike) -> Params:
+  """Adds independent noise from N(0, std^2) to every weight, vectors too.
+
+  Args:
+    key: typed PRNG key; consumed.
+    task_vector: float leaves `[...]` of one individual; no population axis.
+    std: standard deviation, at least 0; may be traced. The paper's ablation has 0.0003.
+
+  Returns:
+    Structure, shapes and dtypes of `task_vector`; added in float32.
+
+  Raises:
+    ValueError: if `task_vector` holds anything but floats, or `std` is out of range.
+
+  Reference: Kuroki et al. 2025, arXiv:2410.14735, section 4 (ablation).
+  """
+  check_key(key)
+  check_setting("std", std, low=0.0)
+  check_float_leaves(task_vector, "task_vector")
+
+  def add(leaf: jax.Array, subkey: PRNGKey) -> jax.Array:
+    return (widen(leaf) + std * jax.random.normal(subkey, leaf.shape, jnp.float32)).astype(leaf.dtype)
+
+  return jax.tree.map(add, task_vector, leaf_keys(key, task_vector))
+
+
+def _compose(svd: MatrixSVD, factors: ArrayLike, dtype: Any) -> jax.Array:
+  """U diag(factors * s) V^T, to the precision that leaves of `dtype` can hold."""
+  # An accelerator multiplies float32 in fewer bits unless told otherwise; bfloat16 leaves lose nothing by that.
+  precision = None if jnp.finfo(dtype).bits < 32 else jax.lax.Precision.HIGHEST
+  scaled = jnp.multiply(factors, svd.s)
+  return jnp.matmul(svd.u * scaled[..., None, :], svd.vt, precision=precision)
+
+
+def _matching_factors(task_vector: Params, expert_svd: Params) -> list[MatrixSVD | None]:
+  """The factors of each leaf in order; raises unless each leaf of matrices has its own, and no other has."""
+
+  def is_factor(node: Any) -> bool:
+    return node is None or isinstance(node, MatrixSVD)
+
+  shapes: Any = jax.tree.structure(task_vector)
+  if jax.tree.structure(expert_svd, is_leaf=is_factor) != shapes:
+    raise ValueError("expert_svd: expected `factorise` of a tree with the structure of task_vector, got another tree")
+  factors = jax.tree.leaves(expert_svd, is_leaf=is_factor)
+
+  def check(path: tuple[str, ...], leaf: jax.Array, svd: Any) -> None:
+    name = f"expert_svd at {'/'.join(path)}"
+    if not is_matrix(path, leaf):
+      if svd is not None:
+        raise ValueError(f"{name}: expected None for a leaf of vectors, got {type(svd).__name__}")
+      return
+    if not isinstance(svd, MatrixSVD):
+      raise ValueError(f"{name}: expected a MatrixSVD for a leaf of matrices, got {type(svd).__name__}")
+    *stack, rows, columns = leaf.shape
+    rank = svd.s.shape[-1] if svd.s.ndim else 0
+    expected = ((*stack, rows, rank), (*stack, rank), (*stack, rank, columns))
+    got = tuple(part.shape for part in svd)
+    if got != expected:
+      raise ValueError(f"{name}: expected u, s, vt of shapes {expected}, got {got}")
+
+  map_with_path(check, task_vector, jax.tree.unflatten(shapes, factors))
+  return factors
