@@ -18,6 +18,9 @@ from benchmarks.harness import Case, Ceiling, Measurement, machine, measure
 
 PREFIX = "bench_"
 
+WIDTH = 150
+"""Columns of the table where it does not go to a terminal."""
+
 EPILOG = """\
 Figures go to standard output as one line of JSON a measurement (or to the file named by --json);
 progress and the final table go to standard error.
@@ -47,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if unknown := [name for name in options.modules if name not in known]:
     _parser().error(f"no benchmark named {', '.join(unknown)}; there are: {', '.join(known)}")
   console = Console(stderr=True)
+  if not console.is_terminal:
+    console.width = WIDTH
   with _sink(options.json) as sink:
     measurements = []
     for measurement in run(options.modules or known, quick=options.quick, console=console):
@@ -121,7 +126,9 @@ def _sink(path: Path | None) -> Iterator[TextIO]:
 
 
 def _labels(labels: Mapping[str, str | int | float]) -> str:
-  return " ".join(f"{key}={value}" for key, value in labels.items())
+  """Texts alone, numbers with their names."""
+  parts = (value if isinstance(value, str) else f"{key}={value:.4g}" for key, value in labels.items())
+  return " ".join(parts)
 
 
 def _seconds(value: float | None) -> str:

@@ -40,7 +40,7 @@ multiply-add is 2 FLOPs), not what it happens to do: waste then shows as a small
 times alone.
 
 The ceiling of memory is an elementwise float32 pass that rewrites a large buffer in place; that of arithmetic is one
-square matrix product in the case's `dtype` label. On a CPU the page faults of a freshly allocated output can cost more
+square matrix product in the case's `matmul_dtype`. On a CPU the page faults of a freshly allocated output can cost more
 than the pass itself; `recycle=i` donates argument i and puts the result in its place for the next run, as a loop in
 `lax.scan` does, and then the kernel is measured and not the allocator. (On Linux, `GLIBC_TUNABLES=
 glibc.malloc.hugetlb=1` in the environment makes fresh outputs much cheaper.)
@@ -68,10 +68,10 @@ class Case:
     name: what is measured, e.g. the function's name.
     function: called with the arguments; jitted by the harness unless `host`. Bind settings with `functools.partial`.
     arguments: makes the tuple of arguments; called once, when the case's turn comes.
-    labels: what sets this case apart (dtype, sizes), for the table and the JSON. `dtype` also chooses the matmul
-      ceiling (float32 where it is absent).
+    labels: what sets this case apart (dtype, sizes), for the table and the JSON.
     bytes_moved: bytes that one run has to read and write; 0 where memory is not the point.
     flops: floating-point operations that one run has to do; 0 where arithmetic is not the point.
+    matmul_dtype: dtype of the matrix product that is the ceiling of the FLOPs.
     recycle: index of the argument that is donated and replaced by the result before the next run; the result must
       have its structure, shapes and dtypes. None: nothing is donated and the output is fresh in every run.
     host: whether to call the function as it is, because it cannot be jitted.
@@ -85,6 +85,7 @@ class Case:
   labels: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
   bytes_moved: float = 0
   flops: float = 0
+  matmul_dtype: str = "float32"
   recycle: int | None = None
   host: bool = False
   peer: Callable[..., Any] | None = None
@@ -216,15 +217,12 @@ def measure(module: str, case: Case, ceiling: Ceiling, *, rounds: int = 7, budge
   if case.peer:
     _timed(case.peer, *arguments)
   samples = Samples(run=[])
-  dtype = str(case.labels.get("dtype", "float32"))
-  if case.flops:
-    ceiling.matmul(dtype)
   began = time.perf_counter()
   while len(samples.run) < min(rounds, 3) or (len(samples.run) < rounds and time.perf_counter() - began < budget_s):
     if case.bytes_moved:
       samples.stream.append(ceiling.stream())
     if case.flops:
-      samples.matmul.append(ceiling.matmul(dtype))
+      samples.matmul.append(ceiling.matmul(case.matmul_dtype))
     samples.run.append(run())
     if case.peer:
       samples.peer.append(_timed(case.peer, *arguments)[0])

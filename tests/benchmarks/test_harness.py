@@ -1,6 +1,8 @@
 import importlib
 import io
 import json
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -88,7 +90,6 @@ def test_a_recycled_argument_is_the_result_of_the_run_before():
     name="count",
     function=lambda x, step: x + step,
     arguments=lambda: (jnp.zeros(3), jnp.ones(())),
-    labels={"dtype": "float32"},
     bytes_moved=24,
     flops=3,
     recycle=0,
@@ -111,13 +112,15 @@ def test_a_host_function_gets_its_arguments_untouched():
 
 
 def test_all_modules_are_found_and_run(monkeypatch):
-  module = types.SimpleNamespace(cases=lambda quick: [make_case(labels={"quick": str(quick)})])
+  module = types.SimpleNamespace(
+    cases=lambda quick: [make_case(labels={"full": 0, "size": "quick" if quick else "full"})]
+  )
   monkeypatch.setattr(command, "discover", lambda: ["fake"])
   monkeypatch.setattr(importlib, "import_module", {"benchmarks.bench_fake": module}.__getitem__)
   out = io.StringIO()
   rows = list(command.run(command.discover(), quick=True, console=Console(file=out)))
-  assert out.getvalue() == "[1/1] fake: case quick=True\n"
-  assert [(row.module, row.labels) for row in rows] == [("fake", {"quick": "True"})]
+  assert out.getvalue() == "[1/1] fake: case full=0 quick\n"
+  assert [(row.module, row.labels) for row in rows] == [("fake", {"full": 0, "size": "quick"})]
 
 
 def test_an_unknown_module_is_refused_with_the_known_ones(capsys):
@@ -136,3 +139,19 @@ def test_seconds_are_printed_in_a_unit_that_fits():
   text = console.export_text()
   assert "2.5 ms" in text
   assert "1.5 s" in text
+
+
+def test_the_command_line_gives_a_json_line_a_measurement_and_a_table(tmp_path):
+  figures = tmp_path / "figures.jsonl"
+  command_line = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(figures), "operators"]
+  done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+  assert done.stdout == ""
+  rows = [check_schema(line) for line in figures.read_text().splitlines()]
+  assert {row["module"] for row in rows} == {"operators"}
+  names = {row["name"] for row in rows}
+  assert {"linear_merge, model", "svd_mutation", "expert_svd_mutation", "gaussian_mutation"} <= names
+  for name in names:
+    assert f"operators: {name}" in done.stderr
+  for row in rows:
+    assert row["run_s_range"][0] <= row["run_s"] <= row["run_s_range"][1]
+    assert row["ratio"] > 0
