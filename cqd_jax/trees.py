@@ -51,8 +51,8 @@ def map_with_path(function: Callable[..., Any], tree: Params, *rest: Params) -> 
 
 def leaf_keys(key: PRNGKey, tree: Params) -> Params:
   """One subkey a leaf, in the structure of `tree`; `key` is consumed."""
-  structure = jax.tree.structure(tree)
-  return jax.tree.unflatten(structure, list(jax.random.split(key, structure.num_leaves)))
+  leaves, structure = jax.tree.flatten(tree)
+  return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
 
 
 def num_parameters(tree: Params) -> int:

@@ -1,0 +1,171 @@
+"""Settings of an experiment: dataclasses, read from YAML, overridden by dotted names on the command line."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from cqd_jax.search.emitters import Schedule
+
+_strict = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be used; its text is for the user."""
+
+
+@_strict
+class TaskSettings:
+  """How many questions of each task there are."""
+
+  train: int = 3000
+  """Examples a task to train on."""
+  validation: int = 100
+  """Questions a task that evolution is scored on."""
+  test: int = 300
+  """Questions a task that only the final table is scored on."""
+
+
+@_strict
+class TrainingSettings:
+  """How the miniature base model and its experts are trained (AdamW, packed rows, loss on answers only)."""
+
+  rows: int = 16
+  """Packed rows a batch."""
+  row_length: int = 96
+  """Tokens a row."""
+  base_learning_rate: float = 4e-3
+  """Peak for the base, which learns the mixture of all tasks."""
+  base_schedule_steps: int = 240
+  """Length of the base's warm-up and cosine."""
+  base_stop_at: float = 0.12
+  """The base stops at the first check at which its mean validation score reaches this: it then knows the format, not
+  the skills."""
+  expert_steps: int = 120
+  """Steps for each expert, on its own task."""
+  expert_learning_rates: tuple[float, ...] = (5e-4, 2e-3, 5e-4)
+  """Peak for each expert: coding, database, os."""
+
+
+@_strict
+class EvolutionSettings:
+  """CycleQD itself."""
+
+  children: int = 200
+  """Children scored in all, which is also what each baseline search may score."""
+  batch_size: int = 4
+  """Children an iteration."""
+  schedule: Schedule = "cycle"
+  """Where parents come from: the paper's cycle, round_robin as the reference's workers, or fixed."""
+  flip_interval: int = 1
+  """Iterations until the schedule moves on."""
+  cells: int = 15
+  """Cells a dimension of each archive."""
+  selection: Literal["elite", "reference_elite", "uniform"] = "elite"
+  """How parents are sampled: the paper's elite sampling, the reference code's variant, or uniformly."""
+  merge_std: float = 0.03
+  """Standard deviation of the two merge weights around 1."""
+  merge_granularity: Literal["model", "layer", "kernel"] = "model"
+  """What shares one pair of merge weights; the paper: the model."""
+  merge_normalise: bool = True
+  """Whether merge weights are divided by their sum (the paper)."""
+  mutation: Literal["none", "gaussian", "svd", "expert_svd"] = "expert_svd"
+  """svd: the paper's, factors on the child's singular values; expert_svd: the reference code's, adds part of the
+  expert of the active task."""
+  mutation_size: float = 0.3
+  """gaussian: standard deviation; svd: upper end of the factors; expert_svd: rate."""
+
+
+@_strict
+class BaselineSettings:
+  """What evolution is compared with. Searches may score as many candidates as evolution."""
+
+  scales: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+  """Scales of task arithmetic that are tried on validation."""
+  random_search: bool = True
+  """Random merge weights per model, uniform in [0, 1]."""
+  cma_es_model: bool = True
+  """CMA-ES over one weight an expert."""
+  cma_es_kernel: bool = True
+  """CMA-ES over one weight an expert and kernel."""
+  batch_size: int = 8
+  """Candidates a generation of CMA-ES."""
+  start: float = 0.5
+  """Where CMA-ES starts: every weight."""
+  step_size: float = 0.15
+  """Initial step size of CMA-ES."""
+
+
+@_strict
+class ExperimentSettings:
+  """One experiment; every field has a default, so a YAML file names only what differs."""
+
+  name: str = "skills"
+  """Names the run directory."""
+  seed: int = 0
+  """Of everything: data order, training, evolution, baselines."""
+  runs_dir: Path = Path("runs")
+  """Run directories go here: NAME-seed-SEED, with a number behind it where that is taken; nothing is overwritten."""
+  cache_dir: Path = Path("cache")
+  """Trained experts are kept here by their settings, and reused."""
+  candidates_per_batch: int = 1
+  """How many candidates are decoded together. One at a time is fastest on a CPU; more pay on an accelerator."""
+  max_new_tokens: int = 40
+  """Tokens an answer may have."""
+  workers: int = 0
+  """Sandbox workers; 0: one a core."""
+  unsafe: bool = False
+  """Execute answers WITHOUT isolation where bubblewrap does not work: only for models that you trust."""
+  swarm_sizes: tuple[int, ...] = (3, 8)
+  """For how many members to tell the share of test prompts that at least one of them solves."""
+  tasks: TaskSettings = dataclasses.field(default_factory=TaskSettings)
+  """Number of questions."""
+  training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
+  """Base and experts."""
+  evolution: EvolutionSettings = dataclasses.field(default_factory=EvolutionSettings)
+  """CycleQD."""
+  baselines: BaselineSettings = dataclasses.field(default_factory=BaselineSettings)
+  """What it is compared with."""
+
+
+def load_settings(path: Path) -> ExperimentSettings:
+  """Reads a YAML file of settings.
+
+  Raises:
+    ConfigError: naming the file and the field: a missing file, no YAML, an unknown key (with what it may have meant), a
+      value of the wrong type.
+  """
+  if not path.is_file():
+    raise ConfigError(f"{path}: no such configuration file")
+  try:
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+  except (yaml.YAMLError, UnicodeDecodeError) as error:
+    raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+  if not isinstance(content, dict):
+    raise ConfigError(f"{path}: expected settings by name, got {type(content).__name__}")
+  try:
+    return TypeAdapter(ExperimentSettings).validate_python(content)
+  except ValidationError as error:
+    raise ConfigError("; ".join(f"{path}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def dump_settings(settings: ExperimentSettings) -> str:
+  """The settings as YAML that `load_settings` reads back."""
+  return yaml.safe_dump(TypeAdapter(ExperimentSettings).dump_python(settings, mode="json"), sort_keys=False)
+
+
+def _explain(problem: Any) -> str:
+  name = ".".join(map(str, problem["loc"]))
+  if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    near = difflib.get_close_matches(str(problem["loc"][-1]), _field_names(), n=1)
+    return f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+  return f"{name}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _field_names() -> list[str]:
+  groups: tuple[Any, ...] = (ExperimentSettings, TaskSettings, TrainingSettings, EvolutionSettings, BaselineSettings)
+  return [field.name for group in groups for field in dataclasses.fields(group)]
