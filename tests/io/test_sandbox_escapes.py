@@ -163,8 +163,8 @@ ATTACKS = {
   ),
   "stop": "os.kill(os.getpid(), signal.SIGSTOP); os.fork() and os.kill(2, signal.SIGSTOP)",
   "leave files": (
-    "for name in ('json.py', 'a', 'sitecustomize.py', '.profile'): pathlib.Path('/tmp', name).mkdir()\n"
-    "won = os.path.exists('/tmp/left'); os.mkdir('/tmp/left')"
+    "won = os.path.exists('/tmp/left')\n"
+    "for name in ('left', 'json.py', 'sitecustomize.py', 'a'): attempt(os.mkdir, '/tmp/' + name)"
   ),
   "lock /tmp": "attempt(os.chmod, '/tmp', 0); attempt(os.setxattr, '/tmp', 'user.left', b'x')",
   "leave a mark on /tmp": (
