@@ -1,16 +1,18 @@
 """Checkpoints of all that the next iteration depends on, by Orbax."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import orbax.checkpoint as ocp
+
+from cqd_jax.trees import leaf_path
 
 State = TypeVar("State")
 
 
 def save_checkpoint(path: Path, state: Any) -> None:
-  """Writes a pytree of arrays (typed PRNG keys included) to a new folder; atomic.
+  """Writes the arrays of a pytree (typed PRNG keys included) to a new folder, by their paths in the tree; atomic.
 
   Raises:
     ValueError: if the folder exists.
@@ -18,7 +20,7 @@ def save_checkpoint(path: Path, state: Any) -> None:
   if path.exists():
     raise ValueError(f"{path}: already exists; a checkpoint is never overwritten")
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(path.absolute(), jax.tree.map(_to_data, state))
+    checkpointer.save(path.absolute(), _by_path(state))
 
 
 def load_checkpoint(path: Path, like: State) -> State:
@@ -30,13 +32,21 @@ def load_checkpoint(path: Path, like: State) -> State:
   """
   if not path.is_dir():
     raise FileNotFoundError(f"{path}: no such checkpoint")
-  target = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.tree.map(_to_data, like))
+  named = _by_path(like)
+  target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       data = checkpointer.restore(path.absolute(), target)
   except Exception as error:  # Orbax and TensorStore raise many kinds; the user needs the folder's name
     raise ValueError(f"{path}: the checkpoint does not fit or is damaged ({error})") from error
-  return jax.tree.map(_from_data, like, data)
+  leaves, structure = jax.tree.flatten(like)
+  restored = [_from_data(leaf, data[name]) for name, leaf in zip(named, leaves, strict=True)]
+  return cast(State, jax.tree.unflatten(structure, restored))
+
+
+def _by_path(state: Any) -> dict[str, Any]:
+  """The leaves by name, in the tree's order: the file then outlives a change of the classes around them."""
+  return {".".join(leaf_path(path)): _to_data(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
 
 
 def _is_key(leaf: Any) -> bool:
