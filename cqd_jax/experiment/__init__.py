@@ -1,0 +1,1 @@
+"""Experiments from settings to results: models, evolution, comparison, the table on the test split."""

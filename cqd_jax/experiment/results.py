@@ -1,0 +1,116 @@
+"""The table: every method on the test split, and the files of a run directory."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from cqd_jax.experiment.lab import Lab, Method, population_of_one
+from cqd_jax.io.progress import progress
+from cqd_jax.search.swarm import choose_members, share_solved
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A method's figures on the test split.
+
+  Attributes:
+    name: of the method.
+    scores: share of questions answered right, by task.
+    mean: over tasks.
+    minimum: over tasks.
+    evaluations: candidates that the method scored on validation.
+    solved: by number of members, the share of questions that at least one of them answers right.
+  """
+
+  name: str
+  scores: dict[str, float]
+  mean: float
+  minimum: float
+  evaluations: int
+  solved: dict[int, float] = dataclasses.field(default_factory=dict)
+
+
+def score_on_test(lab: Lab, methods: Sequence[Method]) -> list[Row]:
+  """Scores each method's model, and its most complementary members, on the test split."""
+  rows = []
+  with progress(lab.console, "scoring on test", len(methods)) as advance:
+    for method in methods:
+      passed = lab.score(lab.test, population_of_one(method.model))[0]
+      scores = passed.mean(axis=-1)
+      rows.append(
+        Row(
+          name=method.name,
+          scores=dict(zip(lab.test.task_names, scores.tolist(), strict=True)),
+          mean=float(scores.mean()),
+          minimum=float(scores.min()),
+          evaluations=method.evaluations,
+          solved=_solved_by_members(lab, method),
+        )
+      )
+      advance(note=f"{method.name}: {rows[-1].mean:.3f}")
+  return rows
+
+
+def _solved_by_members(lab: Lab, method: Method) -> dict[int, float]:
+  """Members are chosen on validation, greedily, so a smaller swarm is the beginning of a larger one."""
+  sizes = [size for size in lab.settings.swarm_sizes if method.passed is not None and size <= len(method.passed)]
+  if not sizes or method.members is None or method.passed is None:
+    return {}
+  chosen = choose_members(method.passed.reshape(len(method.passed), -1), max(sizes))
+  members = [method.members(index) for index in chosen]
+  passed = lab.score(lab.test, jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+  flat = passed.reshape(len(passed), -1)
+  return {size: share_solved(flat[:size]) for size in sizes}
+
+
+def make_table(rows: Sequence[Row], swarm_sizes: Sequence[int], title: str) -> Table:
+  """The rows for a terminal; the best of each column is bold."""
+  names = list(rows[0].scores)
+  columns = [*names, "mean", "min", *(f"any of {size}" for size in swarm_sizes)]
+  values = [
+    [*row.scores.values(), row.mean, row.minimum, *(row.solved.get(size) for size in swarm_sizes)] for row in rows
+  ]
+  best = [max((value for value in column if value is not None), default=None) for column in zip(*values, strict=True)]
+  table = Table(title=title)
+  table.add_column("model")
+  for column in columns:
+    table.add_column(column, justify="right")
+  table.add_column("evaluations", justify="right")
+  for row, entries in zip(rows, values, strict=True):
+    cells = [
+      "" if entry is None else f"[bold]{entry:.3f}[/bold]" if entry == top else f"{entry:.3f}"
+      for entry, top in zip(entries, best, strict=True)
+    ]
+    table.add_row(row.name, *cells, str(row.evaluations or ""))
+  return table
+
+
+def markdown_table(rows: Sequence[Row], swarm_sizes: Sequence[int]) -> str:
+  """The rows as a Markdown table."""
+  header = ["model", *rows[0].scores, "mean", "min", *(f"any of {size}" for size in swarm_sizes), "evaluations"]
+  lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+  for row in rows:
+    solved = [f"{row.solved[size]:.3f}" if size in row.solved else "" for size in swarm_sizes]
+    scores = [f"{score:.3f}" for score in (*row.scores.values(), row.mean, row.minimum)]
+    lines.append("| " + " | ".join([row.name, *scores, *solved, str(row.evaluations or "")]) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Writes JSON that a person can read."""
+  path.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return dataclasses.asdict(value)
+  if isinstance(value, np.ndarray | jax.Array):
+    return np.asarray(value).tolist()
+  return str(value)
