@@ -42,12 +42,12 @@ class TrainingSettings:
   """Peak for the base, which learns the mixture of all tasks."""
   base_schedule_steps: int = 240
   """Length of the base's warm-up and cosine."""
-  base_stop_at: float = 0.12
+  base_stop_at: float = 0.16
   """The base stops at the first check at which its mean validation score reaches this: it then knows the format, not
   the skills."""
-  expert_steps: int = 120
+  expert_steps: int = 80
   """Steps for each expert, on its own task."""
-  expert_learning_rates: tuple[float, ...] = (5e-4, 2e-3, 5e-4)
+  expert_learning_rates: tuple[float, ...] = (5e-4, 1.2e-3, 4e-4)
   """Peak for each expert: coding, database, os."""
 
 
@@ -114,7 +114,9 @@ class ExperimentSettings:
   """Trained experts are kept here by their settings, and reused."""
   candidates_per_batch: int = 1
   """How many candidates are decoded together. One at a time is fastest on a CPU; more pay on an accelerator."""
-  max_new_tokens: int = 40
+  prompt_buckets: int = 3
+  """Into how many buckets of like length the questions are parted, so that short ones do not pay for long ones."""
+  max_new_tokens: int = 30
   """Tokens an answer may have."""
   workers: int = 0
   """Sandbox workers; 0: one a core."""

@@ -18,7 +18,7 @@ from cqd_jax.tasks.skills.training import MINIATURE, Trainer
 from cqd_jax.tasks.task import Example, Task
 from cqd_jax.types import Params, PRNGKey
 
-FIRST_CHECK, STEPS_BETWEEN_CHECKS = 60, 6
+FIRST_CHECK, STEPS_BETWEEN_CHECKS = 24, 4
 RECIPE = 1
 """Raised whenever training changes in a way that its settings do not tell, so that no stale expert is reused."""
 

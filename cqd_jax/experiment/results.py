@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from cqd_jax.experiment.lab import Lab, Method, population_of_one
@@ -73,16 +74,16 @@ def _solved_by_members(lab: Lab, method: Method) -> dict[int, float]:
 def make_table(rows: Sequence[Row], swarm_sizes: Sequence[int], title: str) -> Table:
   """The rows for a terminal; the best of each column is bold."""
   names = list(rows[0].scores)
-  columns = [*names, "mean", "min", *(f"any of {size}" for size in swarm_sizes)]
+  columns = [*names, "mean", "min", *(f"any {size}" for size in swarm_sizes)]
   values = [
     [*row.scores.values(), row.mean, row.minimum, *(row.solved.get(size) for size in swarm_sizes)] for row in rows
   ]
   best = [max((value for value in column if value is not None), default=None) for column in zip(*values, strict=True)]
-  table = Table(title=title)
-  table.add_column("model")
+  table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+  table.add_column("model", no_wrap=True)
   for column in columns:
-    table.add_column(column, justify="right")
-  table.add_column("evaluations", justify="right")
+    table.add_column(column, justify="right", no_wrap=True)
+  table.add_column("scored", justify="right", no_wrap=True)
   for row, entries in zip(rows, values, strict=True):
     cells = [
       "" if entry is None else f"[bold]{entry:.3f}[/bold]" if entry == top else f"{entry:.3f}"
@@ -94,7 +95,7 @@ def make_table(rows: Sequence[Row], swarm_sizes: Sequence[int], title: str) -> T
 
 def markdown_table(rows: Sequence[Row], swarm_sizes: Sequence[int]) -> str:
   """The rows as a Markdown table."""
-  header = ["model", *rows[0].scores, "mean", "min", *(f"any of {size}" for size in swarm_sizes), "evaluations"]
+  header = ["model", *rows[0].scores, "mean", "min", *(f"any {size}" for size in swarm_sizes), "scored"]
   lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
   for row in rows:
     solved = [f"{row.solved[size]:.3f}" if size in row.solved else "" for size in swarm_sizes]

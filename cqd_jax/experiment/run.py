@@ -90,6 +90,7 @@ def run_experiment(settings: ExperimentSettings, console: Console) -> Result:
         end_id=END,
         pad_id=PAD,
         group_size=settings.candidates_per_batch,
+        num_buckets=settings.prompt_buckets,
       )
 
     validation, test = evaluation("validation"), evaluation("test")
@@ -160,7 +161,7 @@ def _write_scores(result: Result, settings: ExperimentSettings, evolved: Evolved
 
 
 def _show(result: Result, settings: ExperimentSettings, console: Console) -> None:
-  title = f"{settings.tasks.test} test questions a task; share answered right, all answers really executed"
+  title = f"Share of {settings.tasks.test} test questions a task answered right, every answer really executed"
   console.print(make_table(result.rows, settings.swarm_sizes, title))
   stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
   rates = (
@@ -168,4 +169,9 @@ def _show(result: Result, settings: ExperimentSettings, console: Console) -> Non
     f"{result.throughput['answers_per_s_grading']:.0f} answers/s graded"
   )
   console.print(f"{stages}; {rates}", highlight=False)
+  console.print(
+    f"any {'/'.join(map(str, settings.swarm_sizes))}: share that at least one of so many members solves, chosen on "
+    "validation; scored: candidates scored on validation",
+    highlight=False,
+  )
   console.print(f"Results: {result.run_dir} (table.md, scores.json, archives.png, checkpoint)", highlight=False)
