@@ -1,1 +1,24 @@
-"""The decoder-only transformer and its decoding, as plain functions on nested params dicts."""
+"""The decoder-only transformer, its decoding and its fine-tuning, as plain functions on nested params dicts."""
+
+from cqd_jax.models.config import DecoderConfig, RopeScaling
+from cqd_jax.models.decoder import forward, init_params, linear
+from cqd_jax.models.decoding import PromptBucket, bucket_prompts, decode_population, greedy_decode
+from cqd_jax.models.training import Batch, TrainStep, loss, make_optimiser, make_train_step, pack
+
+__all__ = [
+  "Batch",
+  "DecoderConfig",
+  "PromptBucket",
+  "RopeScaling",
+  "TrainStep",
+  "bucket_prompts",
+  "decode_population",
+  "forward",
+  "greedy_decode",
+  "init_params",
+  "linear",
+  "loss",
+  "make_optimiser",
+  "make_train_step",
+  "pack",
+]
