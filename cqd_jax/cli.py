@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "evolve", help="train or load the experts, evolve, compare, and write a run directory", add_help=False
   )
   command, rest = parser.parse_known_args(given)
+  warnings.showwarning = lambda message, *_, **__: print(f"cqd: {message}", file=sys.stderr)
   try:
     return {"evolve": _evolve}[command.command](rest)
   except (ConfigError, ValueError, OSError, RuntimeError) as error:
@@ -46,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print("cqd: stopped", file=sys.stderr)
     return 130
+
+
+def make_console() -> Console:
+  """Standard output; where that is no terminal, lines are wide enough for the table."""
+  console = Console()
+  return console if console.is_terminal else Console(width=120)
 
 
 def _evolve(arguments: list[str]) -> int:
@@ -64,7 +72,7 @@ def _evolve(arguments: list[str]) -> int:
   # Imported here: it loads JAX, and neither --help nor a mistake in the settings needs it.
   from cqd_jax.experiment.run import run_experiment
 
-  run_experiment(settings, Console())
+  run_experiment(settings, make_console())
   return 0
 
 

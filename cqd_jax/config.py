@@ -11,14 +11,14 @@ from pydantic.dataclasses import dataclass
 
 from cqd_jax.search.emitters import Schedule
 
-_strict = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+STRICT = ConfigDict(extra="forbid")
 
 
 class ConfigError(ValueError):
   """A configuration that cannot be used; its text is for the user."""
 
 
-@_strict
+@dataclass(frozen=True, config=STRICT)
 class TaskSettings:
   """How many questions of each task there are."""
 
@@ -30,7 +30,7 @@ class TaskSettings:
   """Questions a task that only the final table is scored on."""
 
 
-@_strict
+@dataclass(frozen=True, config=STRICT)
 class TrainingSettings:
   """How the miniature base model and its experts are trained (AdamW, packed rows, loss on answers only)."""
 
@@ -51,7 +51,7 @@ class TrainingSettings:
   """Peak for each expert: coding, database, os."""
 
 
-@_strict
+@dataclass(frozen=True, config=STRICT)
 class EvolutionSettings:
   """CycleQD itself."""
 
@@ -80,7 +80,7 @@ class EvolutionSettings:
   """gaussian: standard deviation; svd: upper end of the factors; expert_svd: rate."""
 
 
-@_strict
+@dataclass(frozen=True, config=STRICT)
 class BaselineSettings:
   """What evolution is compared with. Searches may score as many candidates as evolution."""
 
@@ -100,7 +100,7 @@ class BaselineSettings:
   """Initial step size of CMA-ES."""
 
 
-@_strict
+@dataclass(frozen=True, config=STRICT)
 class ExperimentSettings:
   """One experiment; every field has a default, so a YAML file names only what differs."""
 

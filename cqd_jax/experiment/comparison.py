@@ -35,7 +35,12 @@ def plain_methods(lab: Lab) -> list[Method]:
     Method("base", zero, 0),
     *experts,
     Method("uniform average", uniform_average(lab.experts), 0),
-    Method(f"task arithmetic, scale {best_scale:g}", task_arithmetic(lab.experts, best_scale), len(scales)),
+    Method(
+      "task arithmetic, tuned scale",
+      task_arithmetic(lab.experts, best_scale),
+      len(scales),
+      chosen={"scale": best_scale},
+    ),
   ]
 
 

@@ -79,6 +79,7 @@ class Method:
     evaluations: candidates that it scored on validation.
     members: the task vector of a member, by its index into `passed`; None if the method has no population.
     passed: `[N, K, B]` validation questions that each of its candidates answers right.
+    chosen: settings that the method chose on validation, by name.
   """
 
   name: str
@@ -86,6 +87,7 @@ class Method:
   evaluations: int
   members: Callable[[int], Params] | None = None
   passed: Passed | None = None
+  chosen: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def individual(population: Genotype, index: int) -> Params:

@@ -28,6 +28,7 @@ class Row:
     minimum: over tasks.
     evaluations: candidates that the method scored on validation.
     solved: by number of members, the share of questions that at least one of them answers right.
+    chosen: settings that the method chose on validation, by name.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Row:
   minimum: float
   evaluations: int
   solved: dict[int, float] = dataclasses.field(default_factory=dict)
+  chosen: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def score_on_test(lab: Lab, methods: Sequence[Method]) -> list[Row]:
@@ -53,6 +55,7 @@ def score_on_test(lab: Lab, methods: Sequence[Method]) -> list[Row]:
           minimum=float(scores.min()),
           evaluations=method.evaluations,
           solved=_solved_by_members(lab, method),
+          chosen=method.chosen,
         )
       )
       advance(note=f"{method.name}: {rows[-1].mean:.3f}")
