@@ -114,7 +114,7 @@ class ExperimentSettings:
   """Trained experts are kept here by their settings, and reused."""
   candidates_per_batch: int = 1
   """How many candidates are decoded together. One at a time is fastest on a CPU; more pay on an accelerator."""
-  prompt_buckets: int = 3
+  prompt_buckets: int = 6
   """Into how many buckets of like length the questions are parted, so that short ones do not pay for long ones."""
   max_new_tokens: int = 30
   """Tokens an answer may have."""
