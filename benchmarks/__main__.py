@@ -85,7 +85,7 @@ def table(measurements: Sequence[Measurement]) -> Table:
   result = Table(title=", ".join(f"{key} {value}" for key, value in machine().items()))
   for heading in ("case", "labels"):
     result.add_column(heading, overflow="fold")
-  for heading in ("compile", "run", "GB/s", "GFLOP/s", "of ceiling", "x peer"):
+  for heading in ("compile", "run", "a second", "GB/s", "GFLOP/s", "of ceiling", "x peer"):
     result.add_column(heading, justify="right", no_wrap=True)
   result.add_column("peer", overflow="fold")
   for row in measurements:
@@ -94,6 +94,7 @@ def table(measurements: Sequence[Measurement]) -> Table:
       _labels(row.labels),
       _seconds(row.compile_s),
       _seconds(row.run_s),
+      f"{row.items_per_s:,.1f} {row.item}" if row.items_per_s else "",
       _figure(row.gb_per_s, ".1f"),
       _figure(row.gflop_per_s, ".1f"),
       _figure(row.fraction, ".2f"),

@@ -50,6 +50,8 @@ def insertion_case(shape: tuple[int, ...], batch: int, *, rounds: int, peer_arch
     function=_loop(_start_ours, _add_ours, grid, num_tasks),
     arguments=arguments,
     host=True,
+    items=rounds * batch,
+    item="individuals",
     peer=_loop(_start_peers, _add_to_peers, grid, peers),
     peer_name=f"QDax add, {peers} archives" if peers > 1 else "QDax add, 1 archive",
   )

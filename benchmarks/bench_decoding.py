@@ -1,11 +1,13 @@
 """Decoding a population of miniatures: buckets of prompts, and candidates side by side.
 
 The model counts down from a prompt's last token to 0, its end token, so every answer's length is chosen here; its
-weights are as dense as any. The peer decodes the same prompts as one batch, padded to the longest.
+weights are as dense as any.
 """
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,39 +15,49 @@ import numpy as np
 
 from benchmarks.harness import Case
 from cqd_jax.models import DecoderConfig, PromptBucket, bucket_prompts, decode_population, init_params
+from cqd_jax.tasks.skills.training import MINIATURE
 from cqd_jax.types import Params
 
-MINIATURE = DecoderConfig(
-  vocab_size=128,
-  hidden_size=128,
-  intermediate_size=256,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=4,
-  head_dim=32,
-  rope_theta=1000.0,
-)
 MAX_NEW_TOKENS = 34
 
 
 def cases(quick: bool) -> list[Case]:
-  """Numbers of buckets, then sizes of groups."""
+  """Numbers of buckets against one padded batch, then sizes of groups against one candidate a call."""
   prompts, num_tokens = _prompts(24 if quick else 300)
   size = 2 if quick else 4
-  variants = [(1, 1), (4, 1)] if quick else [(2, 1), (4, 1), (6, 1), (8, 1), (6, 2), (6, 4)]
   flops = 2.0 * size * num_tokens * _weights_a_token(MINIATURE)
-  return [
-    Case(
+
+  def case(num_buckets: int, group_size: int, peer: Callable[[Params], Any], peer_name: str) -> Case:
+    return Case(
       name="decode_population",
-      labels={"candidates": size, "prompts": len(prompts), "buckets": num_buckets, "group": group_size},
+      labels={"prompts": len(prompts), "buckets": num_buckets, "group": group_size},
       function=_decoder(bucket_prompts(prompts, num_buckets=num_buckets), group_size),
       arguments=lambda: (_population(size),),
       flops=flops,
-      peer=_decoder(bucket_prompts(prompts, num_buckets=1), 1),
-      peer_name="one padded batch",
+      items=size,
+      item="candidates",
+      peer=peer,
+      peer_name=peer_name,
     )
-    for num_buckets, group_size in variants
+
+  padded = _decoder(bucket_prompts(prompts, num_buckets=1), 1)
+  buckets = 2 if quick else 6
+  one_by_one = _one_by_one(_decoder(bucket_prompts(prompts, num_buckets=buckets), 1))
+  return [
+    *(case(number, 1, padded, "one padded batch") for number in ((2,) if quick else (2, 4, 6))),
+    *(case(buckets, group, one_by_one, "one candidate a call") for group in ((1, 2) if quick else (1, 2, 4))),
   ]
+
+
+def _one_by_one(decode: Callable[[Params], Any]) -> Callable[[Params], list[Any]]:
+  """The same answers by a call a candidate, each waited for as one whose answers are then graded."""
+
+  def run(population: Params) -> list[Any]:
+    size = jax.tree.leaves(population)[0].shape[0]
+    candidates = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], population) for i in range(size)]
+    return [jax.block_until_ready(decode(candidate)) for candidate in candidates]
+
+  return run
 
 
 def _decoder(buckets: list[PromptBucket], group_size: int) -> functools.partial[tuple[jax.Array, jax.Array]]:

@@ -71,6 +71,8 @@ class Case:
     labels: what sets this case apart (dtype, sizes), for the table and the JSON.
     bytes_moved: bytes that one run has to read and write; 0 where memory is not the point.
     flops: floating-point operations that one run has to do; 0 where arithmetic is not the point.
+    items: how many of `item` one run makes; 0 where nothing is counted.
+    item: what is made, e.g. "candidates".
     matmul_dtype: dtype of the matrix product that is the ceiling of the FLOPs.
     recycle: index of the argument that is donated and replaced by the result before the next run; the result must
       have its structure, shapes and dtypes. None: nothing is donated and the output is fresh in every run.
@@ -85,6 +87,8 @@ class Case:
   labels: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
   bytes_moved: float = 0
   flops: float = 0
+  items: int = 0
+  item: str = ""
   matmul_dtype: str = "float32"
   recycle: int | None = None
   host: bool = False
@@ -115,6 +119,8 @@ class Measurement:
     run_s: median seconds of a run.
     run_s_range: the fastest and the slowest run.
     rounds: number of runs.
+    items_per_s: items counted, over `run_s`.
+    item: what the items are.
     gb_per_s: bytes counted, over `run_s`, in 10^9 a second.
     gflop_per_s: FLOPs counted, over `run_s`, in 10^9 a second.
     ceiling_gb_per_s: the machine's copy bandwidth (bytes read plus bytes written), in the same rounds.
@@ -134,6 +140,8 @@ class Measurement:
   run_s: float
   run_s_range: tuple[float, float]
   rounds: int
+  items_per_s: float | None
+  item: str | None
   gb_per_s: float | None
   gflop_per_s: float | None
   ceiling_gb_per_s: float | None
@@ -270,6 +278,8 @@ def summarise(
     run_s=run_s,
     run_s_range=(min(samples.run), max(samples.run)),
     rounds=len(samples.run),
+    items_per_s=case.items / run_s if case.items else None,
+    item=case.item or None,
     gb_per_s=case.bytes_moved / run_s / 1e9 if case.bytes_moved else None,
     gflop_per_s=case.flops / run_s / 1e9 if case.flops else None,
     ceiling_gb_per_s=ceiling_gb,

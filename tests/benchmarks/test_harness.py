@@ -24,6 +24,8 @@ FIELDS = {
   "run_s": float,
   "run_s_range": list,
   "rounds": int,
+  "items_per_s": (float, type(None)),
+  "item": (str, type(None)),
   "gb_per_s": (float, type(None)),
   "gflop_per_s": (float, type(None)),
   "ceiling_gb_per_s": (float, type(None)),
@@ -51,10 +53,18 @@ def check_schema(line):
 
 def test_a_case_bound_by_memory_is_compared_with_the_copies_of_its_own_rounds():
   samples = Samples(run=[2.0, 4.0, 1.0], stream=[3.0, 2.0, 3.0], peer=[6.0, 4.0, 8.0])
-  row = summarise("m", make_case(bytes_moved=4e9, peer_name="loop"), samples, 0.5, stream_bytes=8e9, matmul_flops=1)
+  row = summarise(
+    "m",
+    make_case(bytes_moved=4e9, items=8, item="children", peer_name="loop"),
+    samples,
+    0.5,
+    stream_bytes=8e9,
+    matmul_flops=1,
+  )
   assert (row.module, row.name, row.compile_s, row.rounds) == ("m", "case", 0.5, 3)
   assert (row.run_s, row.run_s_range) == (2.0, (1.0, 4.0))
   assert row.gb_per_s == 2.0
+  assert (row.items_per_s, row.item) == (4.0, "children")
   assert row.ceiling_gb_per_s == pytest.approx(8 / 3)
   # half a copy takes 1.5, 1 and 1.5 s: fractions .75, .25 and 1.5
   assert (row.bound, row.fraction) == ("memory", 0.75)
