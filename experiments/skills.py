@@ -59,8 +59,8 @@ def figures(results: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, l
   methods = []
   for name in [row["name"] for row in results[0]["test"]]:
     rows = [row for result in results for row in result["test"] if row["name"] == name]
-    values = [[row["scores"][task] for row in rows] for task in tasks]
-    values += [[row["mean"] for row in rows], [row["minimum"] for row in rows]]
+    values = [[row["scores"][task] for row in rows if task in row["scores"]] for task in tasks]
+    values += [[row[name] for row in rows if row[name] is not None] for name in ("mean", "minimum")]
     values += [[row["solved"][size] for row in rows if size in row["solved"]] for size in sizes]
     methods.append((name, values))
   return columns, methods

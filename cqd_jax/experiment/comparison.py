@@ -1,6 +1,5 @@
 """What CycleQD is compared with: plain merges, and searches over merge coefficients with as many evaluations."""
 
-import dataclasses
 import functools
 
 import jax
@@ -20,8 +19,7 @@ def plain_methods(lab: Lab) -> list[Method]:
   passed = lab.score(lab.validation, lab.experts)
   names = lab.validation.task_names
   experts = [Method(f"expert {name}", individual(lab.experts, index), 0) for index, name in enumerate(names)]
-  # The experts as a swarm: their members are themselves.
-  experts[0] = dataclasses.replace(experts[0], members=functools.partial(individual, lab.experts), passed=passed)
+  swarm = Method("the experts together", None, 0, members=functools.partial(individual, lab.experts), passed=passed)
   zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), lab.experts)
   scales = lab.settings.baselines.scales
   with progress(lab.console, "task arithmetic", len(scales)) as advance:
@@ -34,6 +32,7 @@ def plain_methods(lab: Lab) -> list[Method]:
   return [
     Method("base", zero, 0),
     *experts,
+    swarm,
     Method("uniform average", uniform_average(lab.experts), 0),
     Method(
       "task arithmetic, tuned scale",

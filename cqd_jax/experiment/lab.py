@@ -75,7 +75,7 @@ class Method:
 
   Attributes:
     name: as shown in the table.
-    model: task vector of its one best model, leaves `[...]`.
+    model: task vector of its one best model, leaves `[...]`; None if it is a swarm alone.
     evaluations: candidates that it scored on validation.
     members: the task vector of a member, by its index into `passed`; None if the method has no population.
     passed: `[N, K, B]` validation questions that each of its candidates answers right.
@@ -83,7 +83,7 @@ class Method:
   """
 
   name: str
-  model: Params
+  model: Params | None
   evaluations: int
   members: Callable[[int], Params] | None = None
   passed: Passed | None = None

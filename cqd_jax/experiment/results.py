@@ -23,9 +23,9 @@ class Row:
 
   Attributes:
     name: of the method.
-    scores: share of questions answered right, by task.
-    mean: over tasks.
-    minimum: over tasks.
+    scores: share of questions that its one model answers right, by task; empty for a swarm alone.
+    mean: over tasks; None for a swarm alone.
+    minimum: over tasks; None for a swarm alone.
     evaluations: candidates that the method scored on validation.
     solved: by number of members, the share of questions that at least one of them answers right.
     chosen: settings that the method chose on validation, by name.
@@ -33,8 +33,8 @@ class Row:
 
   name: str
   scores: dict[str, float]
-  mean: float
-  minimum: float
+  mean: float | None
+  minimum: float | None
   evaluations: int
   solved: dict[int, float] = dataclasses.field(default_factory=dict)
   chosen: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -45,21 +45,19 @@ def score_on_test(lab: Lab, methods: Sequence[Method]) -> list[Row]:
   rows = []
   with progress(lab.console, "scoring on test", len(methods)) as advance:
     for method in methods:
-      passed = lab.score(lab.test, population_of_one(method.model))[0]
-      scores = passed.mean(axis=-1)
-      rows.append(
-        Row(
-          name=method.name,
-          scores=dict(zip(lab.test.task_names, scores.tolist(), strict=True)),
-          mean=float(scores.mean()),
-          minimum=float(scores.min()),
-          evaluations=method.evaluations,
-          solved=_solved_by_members(lab, method),
-          chosen=method.chosen,
-        )
-      )
-      advance(note=f"{method.name}: {rows[-1].mean:.3f}")
+      rows.append(_score_row(lab, method))
+      advance(note=f"{method.name}: {rows[-1].mean:.3f}" if rows[-1].scores else method.name)
   return rows
+
+
+def _score_row(lab: Lab, method: Method) -> Row:
+  solved = _solved_by_members(lab, method)
+  if method.model is None:
+    return Row(method.name, {}, None, None, method.evaluations, solved, method.chosen)
+  scores = lab.score(lab.test, population_of_one(method.model))[0].mean(axis=-1)
+  by_task = dict(zip(lab.test.task_names, scores.tolist(), strict=True))
+  mean, minimum = float(scores.mean()), float(scores.min())
+  return Row(method.name, by_task, mean, minimum, method.evaluations, solved, method.chosen)
 
 
 def _solved_by_members(lab: Lab, method: Method) -> dict[int, float]:
@@ -74,19 +72,14 @@ def _solved_by_members(lab: Lab, method: Method) -> dict[int, float]:
   return {size: share_solved(flat[:size]) for size in sizes}
 
 
-def make_table(rows: Sequence[Row], swarm_sizes: Sequence[int], title: str) -> Table:
+def make_table(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes: Sequence[int], title: str) -> Table:
   """The rows for a terminal; the best of each column is bold."""
-  names = list(rows[0].scores)
-  columns = [*names, "mean", "min", *(f"any {size}" for size in swarm_sizes)]
-  values = [
-    [*row.scores.values(), row.mean, row.minimum, *(row.solved.get(size) for size in swarm_sizes)] for row in rows
-  ]
+  values = [_values(row, task_names, swarm_sizes) for row in rows]
   best = [max((value for value in column if value is not None), default=None) for column in zip(*values, strict=True)]
   table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
   table.add_column("model", no_wrap=True)
-  for column in columns:
+  for column in (*_columns(task_names, swarm_sizes), "scored"):
     table.add_column(column, justify="right", no_wrap=True)
-  table.add_column("scored", justify="right", no_wrap=True)
   for row, entries in zip(rows, values, strict=True):
     cells = [
       "" if entry is None else f"[bold]{entry:.3f}[/bold]" if entry == top else f"{entry:.3f}"
@@ -96,15 +89,23 @@ def make_table(rows: Sequence[Row], swarm_sizes: Sequence[int], title: str) -> T
   return table
 
 
-def markdown_table(rows: Sequence[Row], swarm_sizes: Sequence[int]) -> str:
+def markdown_table(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes: Sequence[int]) -> str:
   """The rows as a Markdown table."""
-  header = ["model", *rows[0].scores, "mean", "min", *(f"any {size}" for size in swarm_sizes), "scored"]
+  header = ["model", *_columns(task_names, swarm_sizes), "scored"]
   lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
   for row in rows:
-    solved = [f"{row.solved[size]:.3f}" if size in row.solved else "" for size in swarm_sizes]
-    scores = [f"{score:.3f}" for score in (*row.scores.values(), row.mean, row.minimum)]
-    lines.append("| " + " | ".join([row.name, *scores, *solved, str(row.evaluations or "")]) + " |")
+    cells = ["" if value is None else f"{value:.3f}" for value in _values(row, task_names, swarm_sizes)]
+    lines.append("| " + " | ".join([row.name, *cells, str(row.evaluations or "")]) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _columns(task_names: Sequence[str], swarm_sizes: Sequence[int]) -> list[str]:
+  return [*task_names, "mean", "min", *(f"any {size}" for size in swarm_sizes)]
+
+
+def _values(row: Row, task_names: Sequence[str], swarm_sizes: Sequence[int]) -> list[float | None]:
+  scores = [row.scores.get(name) for name in task_names]
+  return [*scores, row.mean, row.minimum, *(row.solved.get(size) for size in swarm_sizes)]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -116,7 +116,7 @@ def run_experiment(settings: ExperimentSettings, console: Console) -> Result:
   }
   result = Result(run_dir, rows, throughput, watch.seconds)
   _write_scores(result, settings, evolved, validation.task_names)
-  _show(result, settings, console)
+  _show(result, settings, validation.task_names, console)
   return result
 
 
@@ -145,7 +145,9 @@ def _write_archives(run_dir: Path, evolved: Evolved, task_names: list[str]) -> N
 
 
 def _write_scores(result: Result, settings: ExperimentSettings, evolved: Evolved, task_names: list[str]) -> None:
-  (result.run_dir / "table.md").write_text(markdown_table(result.rows, settings.swarm_sizes), encoding="utf-8")
+  (result.run_dir / "table.md").write_text(
+    markdown_table(result.rows, task_names, settings.swarm_sizes), encoding="utf-8"
+  )
   content = {
     "tasks": task_names,
     "seed": settings.seed,
@@ -160,9 +162,9 @@ def _write_scores(result: Result, settings: ExperimentSettings, evolved: Evolved
   write_json(result.run_dir / "scores.json", content)
 
 
-def _show(result: Result, settings: ExperimentSettings, console: Console) -> None:
+def _show(result: Result, settings: ExperimentSettings, task_names: list[str], console: Console) -> None:
   title = f"Share of {settings.tasks.test} test questions a task answered right, every answer really executed"
-  console.print(make_table(result.rows, settings.swarm_sizes, title))
+  console.print(make_table(result.rows, task_names, settings.swarm_sizes, title))
   stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
   rates = (
     f"{result.throughput['candidates_per_s_evolving']:.1f} candidates/s evolving, "
