@@ -67,8 +67,10 @@ class EvolutionSettings:
   """Cells a dimension of each archive."""
   selection: Literal["elite", "reference_elite", "uniform"] = "elite"
   """How parents are sampled: the paper's elite sampling, the reference code's variant, or uniformly."""
+  merge_mean: float = 1.0
+  """Mean of the two merge weights; matters only if they are not normalised."""
   merge_std: float = 0.03
-  """Standard deviation of the two merge weights around 1."""
+  """Standard deviation of the two merge weights."""
   merge_granularity: Literal["model", "layer", "kernel"] = "model"
   """What shares one pair of merge weights; the paper: the model."""
   merge_normalise: bool = True

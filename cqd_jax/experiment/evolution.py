@@ -67,6 +67,7 @@ def make_emitter(settings: EvolutionSettings, experts: Genotype) -> CycleQDEmitt
     batch_size=settings.batch_size,
     crossover=functools.partial(
       linear_merge,
+      mean=settings.merge_mean,
       std=settings.merge_std,
       granularity=settings.merge_granularity,
       normalise=settings.merge_normalise,

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cqd_jax.io import sandbox_worker
+from cqd_jax.io import sandbox_tmp, sandbox_worker
 from cqd_jax.io.isolation import (
   INSTALL,
   PYTHON_FLAGS,
@@ -274,6 +274,7 @@ def _start(mode: str, harnesses: Sequence[Mapping[str, Any]], limits: Limits) ->
   if mode == "none":
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
     return Worker([str(interpreter()), *PYTHON_FLAGS, str(program)], settings, environment)
+  settings["tmp"] = Path(sandbox_tmp.__file__).read_text(encoding="utf-8")
   settings["seccomp"] = system_call_filter(platform.machine()).hex()
   if mode == "root":
     settings["uid"] = spare_uid(Path("/proc/self/uid_map").read_text())

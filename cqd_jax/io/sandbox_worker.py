@@ -7,7 +7,7 @@ It needs the standard library alone and imports nothing of cqd_jax, so it runs w
   a job           index of the harness + payload          reply   a status + JSON of the value, or a line of detail
 
 A job's child is the first process of a process namespace of its own, so that killing it kills whatever it started;
-it finds an empty /tmp, has no capabilities, and no open file but the pipe for its result. What it writes there is
+it finds a /tmp that is empty or holds what the harness furnishes, has no capabilities, and no open file but the pipe for its result. What it writes there is
 untrusted: the frame carries a random word against accidents and blind forgeries, yet an answer that searches its own
 memory can find the word and claim any value. So a verdict must come from comparing the value with something that
 never entered the sandbox.
@@ -31,6 +31,8 @@ from typing import Any
 
 OK, ERROR, TIMEOUT, KILLED, OVERFLOW, READY, FAILED = range(7)
 
+Furnish = Callable[[], None]
+
 JOB = struct.Struct("!II")
 """Head of a message: index of the harness, bytes of the payload that follow."""
 
@@ -39,11 +41,9 @@ REPLY = struct.Struct("!BI")
 
 WORD_BYTES = 16
 DETAIL_CHARACTERS = 500
-TMP_INODES = 16384
 MAX_DEPTH = 100
 
 CLONE_NEWPID = 0x20000000
-MS_NOSUID, MS_NODEV = 2, 4
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_CAP_AMBIENT = 24, 38, 22, 47
 PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 4, 2
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -123,40 +123,14 @@ def _filter_system_calls(program: bytes) -> None:
   _control(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(header))
 
 
-class Tmp:
-  """The /tmp of one job after another: memory of limited size, empty for each.
-
-  A file system of its own for every job would cost a millisecond of waiting for the kernel to take it down, so one that
-  a job left as it found it serves the next. Nobody is alive in it when it is looked at.
-  """
-
-  def __init__(self, size: int):
-    self.options = f"size={size},nr_inodes={TMP_INODES},mode=1777".encode()
-    self.mount()
-
-  def mount(self) -> None:
-    """Lays a new file system over /tmp."""
-    _call("mount", b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, self.options)
-    self.state = self.look()
-
-  def look(self) -> tuple[Any, ...]:
-    """Returns all that a job can change of the folder itself; times of change count too coarsely to suffice."""
-    state = os.stat("/tmp")
-    return state.st_mode, state.st_uid, state.st_gid, state.st_ctime_ns, os.listxattr("/tmp"), os.listdir("/tmp")
-
-  def clear(self) -> None:
-    """Makes it empty again."""
-    if self.look() != self.state:
-      _call("umount", b"/tmp")
-      self.mount()
-
-
 class Cell:
   """Isolation by namespaces: how a job's process is started, shut in, and ended."""
 
   def __init__(self, settings: dict[str, Any]):
     self.uid: int | None = settings["uid"]
-    self.tmp = Tmp(settings["limits"]["tmp_bytes"])
+    tmp = _load_module("sandbox_tmp", settings["tmp"])
+    self.tmp = tmp.Tmp(settings["limits"]["tmp_bytes"], self.uid)
+    self.lay: Callable[[Furnish | None], None] = self.tmp.lay
     self.itself = os.pidfd_open(os.getpid())
     header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
     self.no_capabilities = (header, bytes(24))
@@ -175,7 +149,7 @@ class Cell:
     return child
 
   def enter(self) -> None:
-    """In the child: an empty /tmp as the working directory, an unprivileged user, no capabilities."""
+    """In the child: /tmp as the working directory, an unprivileged user, no capabilities."""
     os.setsid()  # or `kill(0, ...)` would reach the worker through their common process group
     os.chdir("/tmp")
     if self.uid is not None:
@@ -202,7 +176,11 @@ class OpenCell:
     import tempfile
 
     self._make, self._remove = tempfile.mkdtemp, shutil.rmtree
-    self.folder = ""
+    self.folder, self.furnish = "", None
+
+  def lay(self, furnish: Furnish | None) -> None:
+    """Has the next job's folder furnished."""
+    self.furnish = furnish
 
   def start(self) -> int:
     """Forks, with a new folder."""
@@ -213,6 +191,8 @@ class OpenCell:
     """In the child: a process group and a folder of its own."""
     os.setsid()
     os.chdir(self.folder)
+    if self.furnish:
+      self.furnish()
 
   def end(self, child: int) -> tuple[int, Any]:
     """Kills the process group, removes the folder; returns the child's wait status and usage."""
@@ -255,15 +235,19 @@ def _execute(run: Callable[[Any], Any], payload: bytes, result_bytes: int) -> tu
 class Executor:
   """Executes jobs one at a time, each in a new process."""
 
-  def __init__(self, settings: dict[str, Any], runs: list[Callable[[Any], Any]]):
+  def __init__(self, settings: dict[str, Any], modules: list[types.ModuleType]):
     self.limits: dict[str, Any] = settings["limits"]
     self.cpu_limit = (self.limits["cpu_seconds"],) * 2
-    self.runs = runs
+    self.runs: list[Callable[[Any], Any]] = [module.run for module in modules]
+    self.furnishings: list[Furnish | None] = [getattr(module, "furnish", None) for module in modules]
     self.isolated: bool = settings["isolated"]
     self.cell: Cell | OpenCell = Cell(settings) if self.isolated else OpenCell()
+    for furnish in self.furnishings:
+      self.cell.lay(furnish)  # what fails is to fail now
 
   def __call__(self, index: int, payload: bytes) -> tuple[int, bytes]:
     """Returns the status and the body of the reply to one job."""
+    self.cell.lay(self.furnishings[index])
     word = os.urandom(WORD_BYTES)
     reader, writer = os.pipe()
     started = time.monotonic()
@@ -348,18 +332,23 @@ def _write_all(descriptor: int, content: bytes) -> None:
     content = content[os.write(descriptor, content) :]
 
 
-def _load(harnesses: list[dict[str, Any]]) -> list[Callable[[Any], Any]]:
-  runs = []
+def _load_module(name: str, source: str) -> types.ModuleType:
+  module = types.ModuleType(name)
+  sys.modules[name] = module
+  exec(compile(source, f"<{name}>", "exec"), module.__dict__)
+  return module
+
+
+def _load(harnesses: list[dict[str, Any]]) -> list[types.ModuleType]:
+  modules = []
   for harness in harnesses:
-    module = types.ModuleType(f"harness_{harness['name']}")
-    sys.modules[module.__name__] = module
-    exec(compile(harness["source"], f"<harness {harness['name']}>", "exec"), module.__dict__)
+    module = _load_module(f"harness_{harness['name']}", harness["source"])
     if not callable(getattr(module, "run", None)):
       raise ValueError(f"harness {harness['name']!r}: its source defines no function `run`")
     if hasattr(module, "prepare"):
       module.prepare(harness["setup"])
-    runs.append(module.run)
-  return runs
+    modules.append(module)
+  return modules
 
 
 def _own_the_pipes() -> tuple[int, int]:
