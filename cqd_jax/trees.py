@@ -28,7 +28,15 @@ def leaf_path(key_path: tuple[Any, ...]) -> Path:
 
 def is_stacked(path: Path) -> bool:
   """Whether the leaf at `path` carries a leading layer axis."""
-  return any(name == STACK and not following.isdigit() for name, following in itertools.pairwise(path))
+  return bool(stack_path(path))
+
+
+def stack_path(path: Path) -> Path:
+  """The path of the stack to which a stacked leaf belongs, up to its `layers`; () for a leaf that is not stacked."""
+  for depth, (name, following) in enumerate(itertools.pairwise(path), start=1):
+    if name == STACK and not following.isdigit():
+      return path[:depth]
+  return ()
 
 
 def is_matrix(path: Path, leaf: jax.Array) -> bool:

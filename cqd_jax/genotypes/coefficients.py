@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cqd_jax.checks import check_float_leaves, check_population
-from cqd_jax.trees import STACK, Path, is_matrix, is_stacked, map_with_path
+from cqd_jax.trees import Path, is_matrix, is_stacked, map_with_path, stack_path
 from cqd_jax.types import Params
 
 GRANULARITIES = ("model", "layer", "kernel")
@@ -137,11 +137,10 @@ def _name_of_module(path: Path, leaf: jax.Array) -> str:
   """The path up to the first module inside of the layer (not to the leaf itself)."""
   if not is_matrix(path, leaf):
     return REST
-  if is_stacked(path):
-    layer = next(i for i, name in enumerate(path[:-1]) if name == STACK and not path[i + 1].isdigit())
-  else:
-    numbered = [i for i, name in enumerate(path) if re.search(r"\d$", name)]
+  layer = len(stack_path(path))
+  if not layer:
+    numbered = [depth for depth, name in enumerate(path, start=1) if re.search(r"\d$", name)]
     if not numbered:
       return REST
     layer = numbered[0]
-  return "/".join(path[: layer + 2]) if layer + 2 < len(path) else "/".join(path[: layer + 1])
+  return "/".join(path[: layer + 1]) if layer + 1 < len(path) else "/".join(path[:layer])

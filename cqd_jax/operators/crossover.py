@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key, check_same_tree
 from cqd_jax.operators.arithmetic import check_setting, widen
-from cqd_jax.trees import STACK, Path, is_stacked, layer_name, map_with_path
+from cqd_jax.trees import Path, is_stacked, layer_name, map_with_path, stack_path
 from cqd_jax.types import Params, PRNGKey
 
 GRANULARITIES = ("model", "layer", "kernel")
@@ -108,7 +108,7 @@ def _weight_groups(tree: Params, granularity: str) -> tuple[Params, int]:
       return np.asarray(number("model"))
     if not is_stacked(path):
       return np.asarray(number(layer_name(path) if granularity == "layer" else "/".join(path)))
-    stack = _stack_name(path) if granularity == "layer" else "/".join(path)
+    stack = "/".join(stack_path(path)) if granularity == "layer" else "/".join(path)
     length = lengths.setdefault(stack, leaf.shape[0])
     if leaf.shape[0] != length:
       raise ValueError(f"first: expected {length} layers in all leaves under {stack}, got shape {leaf.shape} in {path}")
@@ -116,9 +116,3 @@ def _weight_groups(tree: Params, granularity: str) -> tuple[Params, int]:
 
   indices = map_with_path(of_leaf, tree)
   return indices, len(groups)
-
-
-def _stack_name(path: Path) -> str:
-  """The path of the stack that a stacked leaf belongs to, up to its `layers`."""
-  depth = next(i for i, name in enumerate(path[:-1]) if name == STACK and not path[i + 1].isdigit())
-  return "/".join(path[: depth + 1])
