@@ -9,27 +9,14 @@ from cqd_jax.types import Params, PRNGKey
 
 
 def check_key(key: PRNGKey, name: str = "key") -> None:
-  """Raises unless `key` is one typed PRNG key (`jax.random.key`)."""
-  if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-    raise ValueError(f"{name}: expected a typed key from jax.random.key, got {_describe(key)}")
-  if key.shape != ():
-    raise ValueError(f"{name}: expected one key, got an array of keys of shape {key.shape}")
-
-
-def check_range(
-  name: str,
-  value: float,
-  *,
-  low: float = -float("inf"),
-  high: float = float("inf"),
-  open_high: bool = False,
-) -> None:
-  """Raises unless `low <= value <= high` (`< high` with `open_high`). Traced values are let through."""
-  if isinstance(value, jax.core.Tracer):
-    return
-  inside = low <= value and (value < high if open_high else value <= high)
-  if not inside:
-    raise ValueError(f"{name}: expected {low} <= {name} {'<' if open_high else '<='} {high}, got {value}")
+  """Raises unless `key` is one PRNG key: a typed one (`jax.random.key`), or a raw one of the older `PRNGKey`."""
+  if not isinstance(key, jax.Array):
+    raise ValueError(f"{name}: expected a key from jax.random.key, got {_describe(key)}")
+  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if key.shape != ():
+      raise ValueError(f"{name}: expected one key, got an array of keys of shape {key.shape}")
+  elif key.dtype != jnp.uint32 or key.ndim != 1:
+    raise ValueError(f"{name}: expected a key from jax.random.key, got {_describe(key)}")
 
 
 def check_float_leaves(tree: Params, name: str) -> None:
