@@ -18,8 +18,8 @@ _starts = itertools.count()
 # Numbers of Linux system calls that an answer has no use for and that reach past its own process: other processes'
 # memory, keys and queues that outlive it, memory that no limit counts, large and young parts of the kernel.
 _CALLS = {
-  "x86_64": {"arch": 0xC000003E, "socket": 41, "clone": 56, "unshare": 272},
-  "aarch64": {"arch": 0xC00000B7, "socket": 198, "clone": 220, "unshare": 97},
+  "x86_64": {"arch": 0xC000003E, "mmap": 9, "socket": 41, "clone": 56, "unshare": 272},
+  "aarch64": {"arch": 0xC00000B7, "mmap": 222, "socket": 198, "clone": 220, "unshare": 97},
 }
 _DENIED = {
   "x86_64": {
@@ -41,18 +41,22 @@ _DENIED_EVERYWHERE = {
 _CLONE3 = 435
 _CLONE_NEWUSER = 0x10000000
 _AF_UNIX = 1
+_MAP_SHARED = 1
+_NO_FILE = 0xFFFFFFFF
 _EPERM, _ENOSYS = 1, 38
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _AT_NUMBER, _AT_ARCH, _AT_ARGUMENT = 0, 4, 16
+_AT_ARGUMENT_3, _AT_ARGUMENT_4 = 40, 48
 
 
 def system_call_filter(machine: str) -> bytes:
   """Returns the seccomp program (classic BPF, 8 bytes an instruction) for `platform.machine()`.
 
   It refuses (EPERM) what `_DENIED` names, sockets other than Unix ones, and new user namespaces, in which a process
-  would have capabilities again; `clone3`, whose flags a filter cannot see, "does not exist" (ENOSYS), so libraries
+  would have capabilities again; memory shared with a file, since what is written there leaves the file's times as they
+  were; `clone3`, whose flags a filter cannot see, "does not exist" (ENOSYS), so libraries
   fall back to `clone`. Calls by another architecture's table kill the process.
 
   Raises:
@@ -80,6 +84,13 @@ def system_call_filter(machine: str) -> bytes:
       (_RETURN, 0, 0, _ALLOW),
     ]
   program += [
+    (_EQUAL, 0, 6, calls["mmap"]),
+    (_LOAD, 0, 0, _AT_ARGUMENT_3),
+    (_ANY_BIT, 0, 3, _MAP_SHARED),
+    (_LOAD, 0, 0, _AT_ARGUMENT_4),
+    (_EQUAL, 1, 0, _NO_FILE),
+    (_RETURN, 0, 0, _REFUSE | _EPERM),
+    (_RETURN, 0, 0, _ALLOW),
     (_EQUAL, 0, 3, calls["socket"]),
     (_LOAD, 0, 0, _AT_ARGUMENT),
     (_EQUAL, 1, 0, _AF_UNIX),

@@ -7,10 +7,10 @@ It needs the standard library alone and imports nothing of cqd_jax, so it runs w
   a job           index of the harness + payload          reply   a status + JSON of the value, or a line of detail
 
 A job's child is the first process of a process namespace of its own, so that killing it kills whatever it started;
-it finds a /tmp that is empty or holds what the harness furnishes, has no capabilities, and no open file but the pipe for its result. What it writes there is
-untrusted: the frame carries a random word against accidents and blind forgeries, yet an answer that searches its own
-memory can find the word and claim any value. So a verdict must come from comparing the value with something that
-never entered the sandbox.
+it finds a /tmp that is empty, or holds what the harness's `furnish` wrote, untouched; it has no capabilities, and no
+open file but the pipe for its result. What it writes there is untrusted: the frame carries a random word against
+accidents and blind forgeries, yet an answer that searches its own memory can find the word and claim any value. So a
+verdict must come from comparing the value with something that never entered the sandbox.
 """
 
 # Each shared library mapped here makes every fork slower by some 20 microseconds: import few modules that have one.
@@ -176,7 +176,8 @@ class OpenCell:
     import tempfile
 
     self._make, self._remove = tempfile.mkdtemp, shutil.rmtree
-    self.folder, self.furnish = "", None
+    self.folder = ""
+    self.furnish: Furnish | None = None
 
   def lay(self, furnish: Furnish | None) -> None:
     """Has the next job's folder furnished."""

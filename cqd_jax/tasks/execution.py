@@ -18,7 +18,9 @@ class Harness:
     name: unique name, by which jobs refer to the harness.
     source: Python source that uses the standard library alone and defines `run(payload) -> JSON`. It may define
       `prepare(setup)`, called once in each worker before any answer; what it leaves in module globals is inherited
-      by every job as its own copy. Import all that `run` needs at the top: it is then paid for once.
+      by every job as its own copy. Import all that `run` needs at the top: it is then paid for once. It may define
+      `furnish()`, called in an empty folder: every job begins in a folder that holds what it wrote, and that is
+      written again only after a job that changed something.
     setup: JSON given to `prepare`.
   """
 

@@ -1,6 +1,7 @@
 """The miniature suite, and an executor without isolation for answers that are known to be harmless."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,17 +26,18 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Harness], 
   """Makes an `Execute` that runs a harness in this very process, with its files in a folder of pytest's."""
 
   def make(harness: Harness) -> Execute:
-    folder = str(tmp_path_factory.mktemp(harness.name))
     scope: dict[str, Any] = {"__name__": f"harness_{harness.name}"}
     exec(compile(harness.source, f"<harness {harness.name}>", "exec"), scope)
     if "prepare" in scope:
       scope["prepare"](harness.setup)
 
     def execute(jobs: Sequence[Job]) -> list[Outcome]:
-      # the harness of os leaves for the tree that it runs in
-      with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
-        patch.setenv("TMPDIR", folder)
-        return [_execute(scope["run"], job) for job in jobs]
+      return [execute_one(job) for job in jobs]
+
+    def execute_one(job: Job) -> Outcome:
+      with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as folder, contextlib.chdir(folder):
+        scope.get("furnish", lambda: None)()
+        return _execute(scope["run"], job)
 
     return execute
 

@@ -167,9 +167,11 @@ def test_what_is_printed_and_left_is_bounded(run, execute):
   assert (outcome.status, outcome.detail) == ("error", "the command left more than 300 files and folders")
 
 
-def test_a_command_that_does_nothing_is_not_tried_on_every_tree(run):
+def test_a_command_that_finds_nothing_is_not_tried_on_every_tree(run):
   assert [result["status"] for result in run("exit 7")] == [7]
   assert len(run("nonsense")) == 1
+  assert len(run("nonsense | wc -l")) == 1  # no question has the answer 0
+  assert len(run("echo 0; touch new")) == NUM_TREES
   assert len(run("echo")) == NUM_TREES
 
 

@@ -1,7 +1,7 @@
 """Executes a shell command in small file trees. Sent to the sandbox as text: the standard library alone."""
 
-import itertools
 import os
+import time
 from typing import Any
 
 MAX_OUTPUT = 4000
@@ -12,54 +12,84 @@ MAX_FILES = 300
 ENCODING = "latin-1"
 
 TREES: list[dict[str, bytes]] = []
-COUNTER = itertools.count()
+FOLDERS: list[set[str]] = []
+WRITTEN: list[dict[str, tuple[int, int]]] = []
+
+# The kernel's clock ticks every 10 ms or faster; a change within the tick of the one before may get the same time.
+TICK_NS = 20_000_000
 
 
 def prepare(setup: list[dict[str, str]]) -> None:
   """Keeps the trees, each file's content by its path."""
   TREES[:] = [{path: text.encode(ENCODING) for path, text in tree.items()} for tree in setup]
+  FOLDERS[:] = [{path.partition("/")[0] + "/" for path in tree} for tree in TREES]
+
+
+def furnish() -> None:
+  """Writes the trees to 0/tree, 1/tree, ... here; a command is to see nothing else beside the one that it runs in."""
+  home = os.getcwd()
+  WRITTEN.clear()
+  for number, (tree, folders) in enumerate(zip(TREES, FOLDERS, strict=True)):
+    os.makedirs(f"{number}/tree")
+    os.chdir(f"{number}/tree")
+    for folder in sorted(folders):
+      os.mkdir(folder)
+    for path, content in tree.items():
+      file = os.open(path, os.O_WRONLY | os.O_CREAT)
+      os.write(file, content)
+      os.close(file)
+    WRITTEN.append({path: _look(path) for path in (".", *folders, *tree)})
+    os.chdir(home)
+
+
+def _look(path: str) -> tuple[int, int]:
+  state = os.lstat(path)
+  return state.st_ctime_ns, state.st_ino
 
 
 def run(answer: str) -> list[dict[str, Any]]:
-  """Runs `sh -c ANSWER` in a fresh copy of each tree, up to the first where it does nothing at all.
+  """Runs `sh -c ANSWER` in each tree that `furnish` wrote here, up to the first where it finds nothing.
 
   Returns:
     For each tree {"stdout": its first characters, "status": exit status, "changes": what is otherwise than before}:
     a file's new content by its path, None where it is gone; names of other things end in "/" or "?". A command that
-    prints nothing and changes nothing is right for no question, and the trees left are spared.
+    prints nothing, or counts none, and changes nothing is right for no question, and the trees left are spared.
 
   Raises:
     OverflowError: if the command leaves more than `MAX_FILES` files and folders.
   """
   results = []
-  for tree in TREES:
-    results.append(_run_in(tree, answer))
-    if not results[-1]["stdout"] and not results[-1]["changes"]:
+  home = os.getcwd()
+  for number in range(len(TREES)):
+    results.append(_run_in(f"{home}/{number}/tree", number, answer))
+    if results[-1]["stdout"] in ("", "0\n") and not results[-1]["changes"]:
       break
   return results
 
 
-def _run_in(tree: dict[str, bytes], answer: str) -> dict[str, Any]:
-  # the same name in every sandbox, where the process number is; `tempfile` would draw one, and take longer
-  root = f"{os.environ.get('TMPDIR', '/tmp')}/tree-{os.getpid()}-{next(COUNTER)}"
-  os.mkdir(root)
+def _run_in(root: str, number: int, answer: str) -> dict[str, Any]:
   os.chdir(root)
-  folders = {path.partition("/")[0] + "/" for path in tree}
-  for folder in folders:
-    os.mkdir(folder)
-  for path, content in tree.items():
-    file = os.open(path, os.O_WRONLY | os.O_CREAT)
-    os.write(file, content)
-    os.close(file)
+  # of a tree just written, a change need not show in the times
+  telling = max(WRITTEN[number].values())[0] < time.time_ns() - TICK_NS
   stdout, status = _execute(answer, root)
-  # by its full path: the command may have removed the folder that we are in
+  if telling and _is_untouched(root, number):
+    return {"stdout": stdout.decode(ENCODING), "status": status, "changes": {}}
+  before = {**TREES[number], **dict.fromkeys(FOLDERS[number], b"")}
   after = _scan(root)
-  before = {**tree, **dict.fromkeys(folders, b"")}
   changes: dict[str, str | None] = {path: None for path in before if path not in after}
   for path, found in after.items():
     if before.get(path) != found:
       changes[path] = found.decode(ENCODING)
   return {"stdout": stdout.decode(ENCODING), "status": status, "changes": changes}
+
+
+def _is_untouched(root: str, number: int) -> bool:
+  """Whether no time of change has moved; who changes an entry of a folder changes the folder."""
+  try:
+    os.chdir(root)  # the command may have removed the folder that we are in
+    return all(_look(path) == look for path, look in WRITTEN[number].items())
+  except OSError:
+    return False
 
 
 def _execute(answer: str, root: str) -> tuple[bytes, int]:
@@ -83,6 +113,7 @@ def _execute(answer: str, root: str) -> tuple[bytes, int]:
 
 
 def _scan(root: str) -> dict[str, bytes]:
+  """What is in the tree, by the path; without following a link, or waiting at a pipe that somebody left."""
   found: dict[str, bytes] = {}
   pending = [""]
   while pending:
