@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from cqd_jax.types import Params, PRNGKey
 
@@ -55,6 +56,11 @@ def layer_name(path: Path) -> str:
 def map_with_path(function: Callable[..., Any], tree: Params, *rest: Params) -> Params:
   """`jax.tree.map` whose function also gets the leaf's path as a tuple of names, first."""
   return jax.tree.map_with_path(lambda path, *leaves: function(leaf_path(path), *leaves), tree, *rest)
+
+
+def as_arrays(tree: Params) -> Params:
+  """The tree with NumPy leaves as JAX arrays, in the dtypes that JAX has for them; its own arrays stay as they are."""
+  return jax.tree.map(jnp.asarray, tree)
 
 
 def leaf_keys(key: PRNGKey, tree: Params) -> Params:

@@ -5,6 +5,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The suite compiles thousands of small programs and runs each a few times: most of its time went into optimising them.
+jax.config.update("jax_disable_most_optimizations", True)
 hook = install_import_hook("cqd_jax", "beartype.beartype")
 
 
@@ -13,3 +15,12 @@ def qdax_ranks():
   """QDax promotes ranks in its own code; tests that run it allow that."""
   with jax.numpy_rank_promotion("allow"):
     yield
+
+
+@pytest.fixture
+def optimised():
+  """Compiles as users do, for tests that look at a program's memory."""
+  jax.clear_caches()
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)

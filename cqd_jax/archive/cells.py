@@ -9,6 +9,7 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import flax.struct
 import jax
@@ -18,6 +19,8 @@ from jaxtyping import Array, Float, Int, Num
 from qdax.core.containers.mapelites_repertoire import compute_cvt_centroids
 
 from cqd_jax.types import ArrayField, PRNGKey
+
+Numbers: TypeAlias = Sequence[float | int] | np.ndarray | jax.Array
 
 MIN_TASKS, MAX_TASKS = 2, 8
 MAX_GRID_CELLS = 2**24
@@ -52,7 +55,7 @@ class Grid:
   upper: tuple[float, ...]
   shape: tuple[int, ...]
 
-  def __init__(self, lower: Sequence[float] | np.ndarray, upper: Sequence[float] | np.ndarray, shape: Sequence[int]):
+  def __init__(self, lower: Numbers, upper: Numbers, shape: Sequence[int] | np.ndarray):
     for name, value, kind in (
       ("lower", lower, float),
       ("upper", upper, float),
@@ -67,8 +70,8 @@ class Grid:
       bounds = getattr(self, name)
       if len(bounds) != len(self.shape):
         raise ValueError(f"{name}: expected {len(self.shape)} bounds as in shape, got {len(bounds)}")
-      if not np.isfinite(bounds).all():
-        raise ValueError(f"{name}: expected finite bounds, got {bounds}")
+      if not (np.abs(bounds) <= np.finfo(np.float32).max).all():
+        raise ValueError(f"{name}: expected bounds that are finite in float32, got {bounds}")
     if min(self.shape) < 1:
       raise ValueError(f"shape: expected at least one cell a dimension, got {self.shape}")
     for task, (low, high) in enumerate(zip(self.lower, self.upper, strict=True)):
@@ -82,9 +85,9 @@ class Grid:
     cls,
     scores: Num[Array, "E K"] | Num[np.ndarray, "E K"],
     *,
-    shape: int | Sequence[int] = 15,
-    low: float = 0.85,
-    high: float = 1.15,
+    shape: int | np.integer | Sequence[int] | np.ndarray = 15,
+    low: float | int = 0.85,
+    high: float | int = 1.15,
   ) -> "Grid":
     """The paper's bounds: from `low` times the worst to `high` times the best expert's score, for each task.
 
@@ -118,7 +121,7 @@ class Grid:
       )
       upper[task] = lower[task] + 1
     num_tasks = table.shape[1]
-    return cls(lower, upper, (shape,) * num_tasks if isinstance(shape, int) else shape)
+    return cls(lower, upper, (int(shape),) * num_tasks if isinstance(shape, int | np.integer) else shape)
 
   @property
   def num_tasks(self) -> int:
@@ -134,22 +137,24 @@ class Grid:
     """The float32 edges of one dimension, ascending."""
     return np.linspace(self.lower[task], self.upper[task], self.shape[task] + 1).astype(np.float32)
 
-  def bins(self, scores: Float[Array, "*P K"]) -> Int[Array, "*P K"]:
-    """The cell of each score along its own dimension; 0 for NaN."""
+  def bins(self, scores: Num[Array, "*P K"] | Num[np.ndarray, "*P K"]) -> Int[Array, "*P K"]:
+    """The cell of each score along its own dimension, compared in float32; anything for NaN."""
+    ranks = _float_order(jnp.asarray(scores, jnp.float32))
 
     def bins_of_task(task: int) -> Int[Array, "*P"]:
       # The number of edges below the score, as digitize(right=True) counts: a few compares, no search over cells.
-      below = jnp.searchsorted(jnp.asarray(self.edges(task)), scores[..., task], side="left", method="compare_all")
+      edges = _float_order(jnp.asarray(self.edges(task)))
+      below = jnp.searchsorted(edges, ranks[..., task], side="left", method="compare_all")
       return jnp.clip(below.astype(jnp.int32) - 1, 0, self.shape[task] - 1)
 
     return jnp.stack([bins_of_task(task) for task in range(self.num_tasks)], axis=-1)
 
-  def index(self, scores: Float[Array, "P K"]) -> Int[Array, "P K"]:
+  def index(self, scores: Num[Array, "P K"] | Num[np.ndarray, "P K"]) -> Int[Array, "P K"]:
     """The cell of each individual in each archive; anything for NaN."""
     bins = self.bins(scores)
 
     def index_in_archive(archive: int) -> Int[Array, "P"]:
-      index = jnp.zeros(scores.shape[:1], jnp.int32)
+      index = jnp.zeros(bins.shape[:1], jnp.int32)
       for task in other_tasks(self.num_tasks)[archive]:
         index = index * self.shape[task] + bins[:, task]
       return index
@@ -184,8 +189,8 @@ class Centroids(flax.struct.PyTreeNode):
     key: PRNGKey,
     *,
     num_cells: int,
-    lower: Sequence[float],
-    upper: Sequence[float],
+    lower: Numbers,
+    upper: Numbers,
     num_samples: int | None = None,
   ) -> "Centroids":
     """Centroidal Voronoi tessellation of the box of scores, by QDax's k-means (Vassiliades et al. 2018).
@@ -222,9 +227,9 @@ class Centroids(flax.struct.PyTreeNode):
     """Number of cells of each of the K archives."""
     return (self.points.shape[1],) * self.num_tasks
 
-  def index(self, scores: Float[Array, "P K"]) -> Int[Array, "P K"]:
+  def index(self, scores: Num[Array, "P K"] | Num[np.ndarray, "P K"]) -> Int[Array, "P K"]:
     """The cell of each individual in each archive; anything for NaN."""
-    descriptors = scores[:, other_tasks(self.num_tasks)]
+    descriptors = jnp.asarray(scores, jnp.float32)[:, other_tasks(self.num_tasks)]
     squares = jnp.square(descriptors[:, :, None] - self.points[None])
     return jnp.argmin(squares.sum(axis=-1), axis=-1).astype(jnp.int32)
 
@@ -257,6 +262,13 @@ def stacked_centroids(cells: Cells) -> Float[Array, "K N D"]:
     for archive, num_cells in enumerate(cells.num_cells)
   ]
   return jnp.stack(padded)
+
+
+def _float_order(values: Float[Array, "*N"]) -> Int[Array, "*N"]:
+  """float32 as int32 in the same order, the two zeros alike."""
+  # XLA takes subnormal floats for zero, so the number next to an edge at 0 would fall on the edge.
+  bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+  return jnp.where(bits < 0, -(bits & jnp.int32(0x7FFFFFFF)), bits)
 
 
 def check_num_tasks(num_tasks: int, name: str) -> None:

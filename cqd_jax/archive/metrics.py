@@ -13,7 +13,7 @@ def coverage(repertoire: CyclingRepertoire) -> Float[Array, "K"]:
   return filled / jnp.asarray(repertoire.cells.num_cells, jnp.float32)
 
 
-def qd_score(repertoire: CyclingRepertoire, *, offset: float = 0.0) -> Float[Array, "K"]:
+def qd_score(repertoire: CyclingRepertoire, *, offset: float | int = 0.0) -> Float[Array, "K"]:
   """The sum of the elites' fitnesses, each less `offset` (the lowest fitness possible, if it is negative)."""
   fitnesses = repertoire.fitnesses
   return jnp.where(fitnesses == -jnp.inf, 0, fitnesses - offset).sum(axis=-1)

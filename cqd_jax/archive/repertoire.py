@@ -21,6 +21,7 @@ from qdax.core.emitters.repertoire_selectors.uniform_selector import UniformSele
 
 from cqd_jax.archive.cells import Cells, check_num_tasks, other_tasks, stacked_centroids
 from cqd_jax.checks import check_population, same_structure
+from cqd_jax.trees import as_arrays
 from cqd_jax.types import ArrayField, ExtraScores, Genotype, PRNGKey
 
 EMPTY = -1
@@ -109,6 +110,8 @@ class CyclingRepertoire(Repertoire):
     Raises:
       ValueError: naming the argument whose shape or type does not fit.
     """
+    genotypes, extra_scores = as_arrays((genotypes, extra_scores or {}))
+    scores = jnp.asarray(scores, jnp.float32)
     population = check_population(genotypes, "genotypes")
     if scores.ndim != 2 or scores.shape != (population, cells.num_tasks):
       raise ValueError(
@@ -116,7 +119,6 @@ class CyclingRepertoire(Repertoire):
         f"cells, got {scores.shape}"
       )
     check_num_tasks(cells.num_tasks, "cells")
-    extra_scores = extra_scores or {}
     if extra_scores:
       check_population(extra_scores, "extra_scores", population)
     most = sum(cells.num_cells)
@@ -155,7 +157,7 @@ class CyclingRepertoire(Repertoire):
     scores: Num[Array, "P K"] | Num[np.ndarray, "P K"],
     *,
     extra_scores: ExtraScores | None = None,
-    parents: Int[Array, "..."] | None = None,
+    parents: Int[Array, "..."] | Int[np.ndarray, "..."] | None = None,
     donate: bool = False,
   ) -> "CyclingRepertoire":
     """Offers a batch of individuals to all archives.
@@ -177,15 +179,18 @@ class CyclingRepertoire(Repertoire):
     Raises:
       ValueError: naming the argument whose structure, shape or dtype does not fit.
     """
+    genotypes, extra_scores = as_arrays((genotypes, extra_scores or {}))
+    scores = jnp.asarray(scores, jnp.float32)
     population = _check_batch(self, genotypes, scores)
-    if parents is None:
-      parents = jnp.full((population, 2), EMPTY, jnp.int32)
+    parents = jnp.full((population, 2), EMPTY, jnp.int32) if parents is None else jnp.asarray(parents)
     if parents.shape != (population, 2):
       raise ValueError(f"parents: expected shape ({population}, 2), got {parents.shape}")
-    kept_extra = _select_extra_scores(self, extra_scores or {}, population)
+    kept_extra = _select_extra_scores(self, extra_scores, population)
     roomy = self if isinstance(self.num_free, jax.core.Tracer) else self.reserve(population)
-    insert = _insert_donating if donate else _insert
-    return insert(roomy, genotypes, jnp.asarray(scores, jnp.float32), kept_extra, parents)
+    # In a larger program donation is that program's affair; under vmap a pool without a batch axis could not be used.
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((self, genotypes, scores)))
+    insert = _insert_donating if donate and not traced else _insert
+    return insert(roomy, genotypes, scores, kept_extra, parents)
 
   def reserve(self, num_slots: int) -> "CyclingRepertoire":
     """A repertoire with room for a batch of `num_slots`, whatever it holds; on the host, never while tracing.
@@ -243,7 +248,7 @@ class CyclingRepertoire(Repertoire):
     own = self.scores[self.slots, jnp.arange(self.num_tasks)[:, None]]
     return jnp.where(self.slots == EMPTY, -jnp.inf, own)
 
-  def archive(self, k: int | Int[Array, ""]) -> MapElitesRepertoire:
+  def archive(self, k: int | np.integer | Int[Array, ""]) -> MapElitesRepertoire:
     """Archive k as an ordinary QDax repertoire; its genotypes are copied together.
 
     Args:
@@ -292,12 +297,14 @@ class CyclingRepertoire(Repertoire):
     chosen = (selector or UniformSelector()).select(self.population(), key, num_samples)
     return cast(GARepertoire, chosen)
 
-  def best(self, k: int | None = None) -> Individual:
+  def best(self, k: int | np.integer | None = None) -> Individual:
     """The fittest elite of archive k, or with None the one with the best mean score; the lowest slot of equals.
 
     Raises:
-      ValueError: outside of jit, if there is no elite.
+      ValueError: if k is out of range; outside of jit, if there is no elite.
     """
+    if k is not None and not 0 <= k < self.num_tasks:
+      raise ValueError(f"k: expected 0 <= k < {self.num_tasks}, got {k}")
     if not isinstance(self.num_free, jax.core.Tracer) and int(self.num_elites) == 0:
       raise ValueError("the repertoire is empty: it has no best individual")
     # The best score on task k is always in archive k, so the whole pool may be searched.
@@ -310,7 +317,7 @@ class CyclingRepertoire(Repertoire):
     return Individual(*jax.tree.map(lambda leaf: leaf[slot], pool))
 
 
-def _check_batch(repertoire: CyclingRepertoire, genotypes: Genotype, scores: Array | np.ndarray) -> int:
+def _check_batch(repertoire: CyclingRepertoire, genotypes: Genotype, scores: Array) -> int:
   population = check_population(genotypes, "genotypes")
   if not same_structure(repertoire.genotypes, genotypes):
     structures = map(jax.tree.structure, (repertoire.genotypes, genotypes))

@@ -75,18 +75,13 @@ def select_pairs(key: PRNGKey, probabilities: Float[Array, "N"], num_pairs: int)
   nothing: refuse an empty archive beforehand. Costs one cumulative sum and a few binary searches a pair.
   """
   first_key, second_key = jax.random.split(key)
-  cumulative = jnp.cumsum(probabilities)
+  cumulative = _cumulative(probabilities)
   total = cumulative[-1]
-  last = jnp.searchsorted(cumulative, total, side="left")  # the last cell that has a probability
-
-  def draw(points: Float[Array, "P"]) -> Int[Array, "P"]:
-    return jnp.minimum(jnp.searchsorted(cumulative, points, side="right"), last)
-
-  first = draw(total * jax.random.uniform(first_key, (num_pairs,)))
+  first = _draw(cumulative, total * jax.random.uniform(first_key, (num_pairs,)))
   weight = probabilities[first]
   before = cumulative[first] - weight
   points = jnp.maximum(total - weight, 0) * jax.random.uniform(second_key, (num_pairs,))
-  second = draw(jnp.where(points < before, points, points + weight))
+  second = _draw(cumulative, jnp.where(points < before, points, points + weight))
   # Rounding of the sums can let the second fall on the first again: then the likeliest other cell, if there is one.
   likeliest = jnp.argmax(probabilities)
   runner_up = jnp.argmax(probabilities.at[likeliest].set(0))
@@ -109,9 +104,22 @@ class RuleSelector(Selector[MapElitesRepertoire]):
     """Draws `num_samples` individuals; leaves `[num_samples, ...]`."""
     fitnesses, descriptors = repertoire.fitnesses[:, 0], repertoire.descriptors
     probabilities = self.rule(fitnesses, descriptors, descriptors, fitnesses != -jnp.inf)
-    chosen = jax.random.choice(key, fitnesses.shape[0], (num_samples,), p=probabilities)
+    cumulative = _cumulative(probabilities)
+    chosen = _draw(cumulative, cumulative[-1] * jax.random.uniform(key, (num_samples,)))
     selected: MapElitesRepertoire = jax.tree.map(lambda leaf: leaf[chosen], repertoire)
     return selected
+
+
+def _cumulative(probabilities: Float[Array, "N"]) -> Float[Array, "N"]:
+  """The running sum, in which a cell without probability has no share."""
+  # A parallel sum is not monotone in its last bit: as it is, one draw in 100,000 over 50,625 cells took an empty one.
+  return jax.lax.cummax(jnp.where(probabilities > 0, jnp.cumsum(probabilities), 0))
+
+
+def _draw(cumulative: Float[Array, "N"], points: Float[Array, "P"]) -> Int[Array, "P"]:
+  """The cells in whose shares of the running sum the points lie."""
+  last = jnp.searchsorted(cumulative, cumulative[-1], side="left")  # the last cell that has a probability
+  return jnp.minimum(jnp.searchsorted(cumulative, points, side="right"), last)
 
 
 def _min_max(columns: Float[Array, "N K"], occupied: Bool[Array, "N"]) -> Float[Array, "N K"]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cqd_jax.checks import check_float_leaves, check_population
-from cqd_jax.trees import Path, is_matrix, is_stacked, map_with_path, stack_path
+from cqd_jax.trees import Path, as_arrays, is_matrix, is_stacked, map_with_path, stack_path
 from cqd_jax.types import Params
 
 GRANULARITIES = ("model", "layer", "kernel")
@@ -82,7 +82,7 @@ def group_leaves(params: Params, granularity: str = "model") -> Groups:
   return Groups(tuple(names), indices, jax.tree.structure(params))
 
 
-def apply_coefficients(coefficients: jax.Array, expert_task_vectors: Params, groups: Groups) -> Params:
+def apply_coefficients(coefficients: jax.Array | np.ndarray, expert_task_vectors: Params, groups: Groups) -> Params:
   """The task vector of an individual: for each group the experts' task vectors, weighted and summed.
 
   Args:
@@ -98,6 +98,7 @@ def apply_coefficients(coefficients: jax.Array, expert_task_vectors: Params, gro
     ValueError: if the shapes do not fit each other, or `groups` is of another tree.
   """
   check_float_leaves(expert_task_vectors, "expert_task_vectors")
+  coefficients, expert_task_vectors = as_arrays((coefficients, expert_task_vectors))
   structure: Any = jax.tree.structure(expert_task_vectors)
   if structure != groups.structure:
     raise ValueError("groups: expected `group_leaves` of a tree with the structure of expert_task_vectors")

@@ -8,10 +8,11 @@ from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_population
 from cqd_jax.operators.arithmetic import check_setting, widen
+from cqd_jax.trees import as_arrays
 from cqd_jax.types import Params
 
 
-def aggregate(task_vectors: Params, fitnesses: jax.Array) -> Params:
+def aggregate(task_vectors: Params, fitnesses: ArrayLike) -> Params:
   """Sums task vectors with the softmax of their fitnesses as weights.
 
   The final step of CycleQD: the best individual of each archive, weighted by how good it is.
@@ -30,6 +31,7 @@ def aggregate(task_vectors: Params, fitnesses: jax.Array) -> Params:
   Reference: Kuroki et al. 2025, arXiv:2410.14735, section 3.5 (model aggregation).
   """
   check_float_leaves(task_vectors, "task_vectors")
+  task_vectors, fitnesses = as_arrays(task_vectors), jnp.asarray(fitnesses)
   if fitnesses.ndim != 1:
     raise ValueError(f"fitnesses: expected one fitness a task vector, shape [K], got shape {fitnesses.shape}")
   check_population(task_vectors, "task_vectors", fitnesses.shape[0])
@@ -62,6 +64,7 @@ def task_arithmetic(task_vectors: Params, scale: ArrayLike) -> Params:
   Reference: Ilharco et al. 2023, arXiv:2212.04089.
   """
   check_float_leaves(task_vectors, "task_vectors")
+  task_vectors = as_arrays(task_vectors)
   size = check_population(task_vectors, "task_vectors")
   if size == 0:
     raise ValueError("task_vectors: expected at least one individual on the leading axis, got 0")

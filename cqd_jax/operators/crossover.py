@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key, check_same_tree
 from cqd_jax.operators.arithmetic import check_setting, widen
-from cqd_jax.trees import Path, is_stacked, layer_name, map_with_path, stack_path
+from cqd_jax.trees import Path, as_arrays, is_stacked, layer_name, map_with_path, stack_path
 from cqd_jax.types import Params, PRNGKey
 
 GRANULARITIES = ("model", "layer", "kernel")
@@ -54,6 +54,7 @@ def linear_merge(
   """
   check_key(key)
   check_float_leaves(first, "first")
+  first, second = as_arrays((first, second))
   check_same_tree(first, second, "first", "second")
   check_setting("std", std, low=0.0)
   check_setting("mean", mean)
@@ -106,7 +107,7 @@ def _weight_groups(tree: Params, granularity: str) -> tuple[Params, int]:
   def of_leaf(path: Path, leaf: jax.Array) -> np.ndarray:
     if granularity == "model":
       return np.asarray(number("model"))
-    if not is_stacked(path):
+    if not is_stacked(path) or leaf.ndim == 0:
       return np.asarray(number(layer_name(path) if granularity == "layer" else "/".join(path)))
     stack = "/".join(stack_path(path)) if granularity == "layer" else "/".join(path)
     length = lengths.setdefault(stack, leaf.shape[0])

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key
 from cqd_jax.operators.arithmetic import check_setting, widen
-from cqd_jax.trees import is_matrix, leaf_keys, map_with_path
+from cqd_jax.trees import as_arrays, is_matrix, leaf_keys, map_with_path
 from cqd_jax.types import Params, PRNGKey
 
 
@@ -42,6 +42,7 @@ def factorise(task_vector: Params) -> Params:
     ValueError: if `task_vector` holds anything but floats.
   """
   check_float_leaves(task_vector, "task_vector")
+  task_vector = as_arrays(task_vector)
 
   def decompose(path: tuple[str, ...], leaf: jax.Array) -> MatrixSVD | None:
     if not is_matrix(path, leaf):
@@ -73,6 +74,7 @@ def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> 
   check_key(key)
   check_setting("max_scale", max_scale, low=0.0)
   check_float_leaves(task_vector, "task_vector")
+  task_vector = as_arrays(task_vector)
 
   def scale(path: tuple[str, ...], leaf: jax.Array, subkey: PRNGKey) -> jax.Array:
     if not is_matrix(path, leaf):
@@ -108,6 +110,7 @@ def expert_svd_mutation(key: PRNGKey, task_vector: Params, expert_svd: Params, *
   check_key(key)
   check_setting("rate", rate, low=0.0)
   check_float_leaves(task_vector, "task_vector")
+  task_vector = as_arrays(task_vector)
   factors = _matching_factors(task_vector, expert_svd)
 
   def add(leaf: jax.Array, svd: MatrixSVD | None, subkey: PRNGKey) -> jax.Array:
@@ -141,6 +144,7 @@ def gaussian_mutation(key: PRNGKey, task_vector: Params, *, std: ArrayLike) -> P
   check_key(key)
   check_setting("std", std, low=0.0)
   check_float_leaves(task_vector, "task_vector")
+  task_vector = as_arrays(task_vector)
 
   def add(leaf: jax.Array, subkey: PRNGKey) -> jax.Array:
     return (widen(leaf) + std * jax.random.normal(subkey, leaf.shape, jnp.float32)).astype(leaf.dtype)
@@ -159,13 +163,13 @@ def _compose(svd: MatrixSVD, factors: ArrayLike, dtype: Any) -> jax.Array:
 def _matching_factors(task_vector: Params, expert_svd: Params) -> list[MatrixSVD | None]:
   """The factors of each leaf in order; raises unless each leaf of matrices has its own, and no other has."""
 
-  def is_factor(node: Any) -> bool:
-    return node is None or isinstance(node, MatrixSVD)
-
   shapes: Any = jax.tree.structure(task_vector)
-  if jax.tree.structure(expert_svd, is_leaf=is_factor) != shapes:
-    raise ValueError("expert_svd: expected `factorise` of a tree with the structure of task_vector, got another tree")
-  factors = jax.tree.leaves(expert_svd, is_leaf=is_factor)
+  try:
+    factors: list[MatrixSVD | None] = shapes.flatten_up_to(expert_svd)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"expert_svd: expected `factorise` of a tree with the structure of task_vector, got another tree ({error})"
+    ) from error
 
   def check(path: tuple[str, ...], leaf: jax.Array, svd: Any) -> None:
     name = f"expert_svd at {'/'.join(path)}"

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_same_tree
 from cqd_jax.operators.arithmetic import check_setting, widen
+from cqd_jax.trees import as_arrays
 from cqd_jax.types import Params
 
 
@@ -25,6 +26,7 @@ def task_vector(params: Params, base: Params) -> Params:
     ValueError: if the trees differ, or hold anything but floats.
   """
   check_float_leaves(base, "base")
+  base, params = as_arrays((base, params))
   check_same_tree(base, params, "base", "params")
 
   def subtract(tuned: jax.Array, origin: jax.Array) -> jax.Array:
@@ -48,6 +50,7 @@ def apply_task_vector(base: Params, task_vector: Params, scale: ArrayLike = 1.0)
     ValueError: if the trees differ or hold anything but floats, or `scale` is no finite scalar.
   """
   check_float_leaves(base, "base")
+  base, task_vector = as_arrays((base, task_vector))
   check_same_tree(base, task_vector, "base", "task_vector")
   check_setting("scale", scale)
 

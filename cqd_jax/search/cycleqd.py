@@ -14,7 +14,7 @@ from cqd_jax.archive.metrics import cycling_metrics
 from cqd_jax.archive.repertoire import CyclingRepertoire
 from cqd_jax.types import ExtraScores, Genotype, Metrics, PRNGKey
 
-ScoringFn: TypeAlias = Callable[[Genotype, PRNGKey], tuple[Array, ExtraScores]]
+ScoringFn: TypeAlias = Callable[[Genotype, PRNGKey], tuple[Array | np.ndarray, ExtraScores]]
 """Scores P genotypes: (genotypes, key) -> (scores `[P, K]`, extra scores with leaves `[P, ...]`)."""
 
 State: TypeAlias = EmitterState | None
@@ -90,7 +90,7 @@ class CycleQD:
   def tell(
     self,
     genotypes: Genotype,
-    scores: Array,
+    scores: Array | np.ndarray,
     repertoire: CyclingRepertoire,
     emitter_state: State,
     extra_scores: ExtraScores | None = None,
@@ -136,7 +136,7 @@ class CycleQD:
     repertoire, emitter_state, metrics = self.update(repertoire, emitter_state, subkey)
     return (repertoire, emitter_state, key), metrics
 
-  def _score(self, genotypes: Genotype, key: PRNGKey) -> tuple[Array, ExtraScores]:
+  def _score(self, genotypes: Genotype, key: PRNGKey) -> tuple[Array | np.ndarray, ExtraScores]:
     if self._scoring_fn is None:
       raise ValueError("scoring_fn: None, so children can only be told (ask, tell), not scored here")
     return self._scoring_fn(genotypes, key)

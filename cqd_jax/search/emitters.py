@@ -105,7 +105,8 @@ class CycleQDEmitter(Emitter):
       if not isinstance(repertoire, CyclingRepertoire):
         raise ValueError("task_context: needs a CyclingRepertoire; an ordinary archive does not know its task")
       check_population(self._task_context, "task_context", repertoire.num_tasks)
-    return CycleQDState(iteration=jnp.int32(0), task_context=self._task_context)
+    # A copy: the state may be donated, and this emitter must be able to start another run.
+    return CycleQDState(iteration=jnp.int32(0), task_context=jax.tree.map(jnp.copy, self._task_context))
 
   def emit(
     self,

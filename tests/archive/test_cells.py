@@ -98,7 +98,7 @@ def test_experts_that_all_score_zero_get_a_range_and_a_warning():
     ({"lower": [0.0] * 9, "upper": [1.0] * 9, "shape": [3] * 9}, "got 9"),
     ({"lower": [0.0], "upper": [1.0, 1.0], "shape": [3, 3]}, "lower: expected 2 bounds"),
     ({"lower": [0.0, 1.0], "upper": [1.0, 1.0], "shape": [3, 3]}, r"upper\[1\]"),
-    ({"lower": [0.0, float("nan")], "upper": [1.0, 1.0], "shape": [3, 3]}, "lower: expected finite"),
+    ({"lower": [0.0, float("nan")], "upper": [1.0, 1.0], "shape": [3, 3]}, "lower: expected bounds that are finite"),
     ({"lower": [0.0, 0.0], "upper": [1.0, 1.0], "shape": [3, 0]}, "shape: expected at least one"),
     ({"lower": [0.0] * 8, "upper": [1.0] * 8, "shape": [15] * 8}, "use Centroids.cvt"),
   ],
