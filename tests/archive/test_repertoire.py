@@ -17,12 +17,12 @@ class Model:
   """K dicts from cell to (fitness, individual), filled by the rules of the paper."""
 
   def __init__(self, cells, num_tasks):
-    self.cells, self.archives = cells, [{} for _ in range(num_tasks)]
+    self.index, self.archives = jax.jit(cells.index), [{} for _ in range(num_tasks)]
 
   def add(self, names, scores):
     """Takes a batch: refuses what is not finite, then each cell takes its best, the first of equals."""
     scores = np.asarray(scores, np.float32)
-    index = np.asarray(self.cells.index(jnp.asarray(scores)))
+    index = np.asarray(self.index(scores))
     for archive, elites in enumerate(self.archives):
       best = {}
       for row, name in enumerate(names):
@@ -244,6 +244,11 @@ def test_archive_is_an_ordinary_qdax_repertoire():
   scores = generator.uniform(size=(30, 3)).astype(np.float32)
   seconds = jnp.arange(30.0)
   repertoire = CyclingRepertoire.init({"w": jnp.asarray(scores)}, scores, GRID, extra_scores={"seconds": seconds})
+  traced_archive = jax.jit(lambda r, k: r.archive(k))
+  select = jax.jit(lambda archive, key: archive.select(key, 8, UniformSelector()))
+  add = jax.jit(
+    lambda archive: archive.add(archive.genotypes, archive.descriptors, archive.fitnesses[:, 0], archive.extra_scores)
+  )
   for k in range(3):
     archive = repertoire.archive(k)
     assert isinstance(archive, MapElitesRepertoire)
@@ -251,14 +256,14 @@ def test_archive_is_an_ordinary_qdax_repertoire():
     assert archive.fitnesses.shape == (n, 1)
     assert archive.centroids.shape == archive.descriptors.shape == (n, 2)
     occupied = np.asarray(archive.fitnesses[:, 0]) > -np.inf
-    np.testing.assert_array_equal(archive.genotypes["w"][occupied, k], archive.fitnesses[occupied, 0])
-    np.testing.assert_array_equal(np.delete(archive.genotypes["w"][occupied], k, axis=1), archive.descriptors[occupied])
-    assert not np.asarray(archive.genotypes["w"])[~occupied].any()
-    sample = archive.select(jax.random.key(0), 8, UniformSelector())
+    genotypes, fitnesses = np.asarray(archive.genotypes["w"]), np.asarray(archive.fitnesses)
+    np.testing.assert_array_equal(genotypes[occupied, k], fitnesses[occupied, 0])
+    np.testing.assert_array_equal(np.delete(genotypes[occupied], k, axis=1), np.asarray(archive.descriptors)[occupied])
+    assert not genotypes[~occupied].any()
+    sample = select(archive, jax.random.key(0))
     assert (np.asarray(sample.fitnesses) > -np.inf).all()
-    grown = archive.add(archive.genotypes, archive.descriptors, archive.fitnesses[:, 0], archive.extra_scores)
-    assert grown.fitnesses.shape == (n, 1)
-    traced = jax.jit(lambda r, k: r.archive(k))(repertoire, jnp.int32(k))
+    assert add(archive).fitnesses.shape == (n, 1)
+    traced = traced_archive(repertoire, jnp.int32(k))
     np.testing.assert_array_equal(traced.fitnesses[:n], archive.fitnesses)
     np.testing.assert_array_equal(traced.descriptors[:n], archive.descriptors)
 
@@ -322,3 +327,31 @@ def test_archive_out_of_range_is_refused():
   repertoire = CyclingRepertoire.init({"w": jnp.zeros(1)}, np.zeros((1, 3)), GRID)
   with pytest.raises(ValueError, match="k: expected 0 <= k < 3, got 3"):
     repertoire.archive(3)
+
+
+def test_numpy_arrays_are_taken_in_any_dtype():
+  generator = np.random.default_rng(0)
+  scores = generator.uniform(size=(4, 3))
+  genotypes, extra_scores = {"w": generator.uniform(size=(4, 2))}, {"answers": np.arange(4)}
+  repertoire = CyclingRepertoire.init(genotypes, scores, GRID, extra_scores=extra_scores)
+  again = repertoire.add(genotypes, scores, extra_scores=extra_scores, parents=np.zeros((4, 2), int))
+  np.testing.assert_array_equal(again.slots, repertoire.slots)
+  best = again.best(np.int64(1))
+  np.testing.assert_array_equal(best.genotype["w"], genotypes["w"][scores[:, 1].argmax()].astype(np.float32))
+  assert int(best.extra_scores["answers"]) == scores[:, 1].argmax()
+
+
+def test_several_repertoires_at_once_by_vmap():
+  scores = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 4, 3)), jnp.float32)
+  genotypes = {"w": jnp.arange(20.0).reshape(5, 4)}
+  many = jax.vmap(lambda g, s: CyclingRepertoire.init(g, s, GRID).add(g, s + 0.1))(genotypes, scores)
+  for run in range(5):
+    own = {"w": genotypes["w"][run]}
+    one = CyclingRepertoire.init(own, scores[run], GRID).add(own, scores[run] + 0.1)
+    np.testing.assert_array_equal(many.slots[run], one.slots)
+
+
+def test_the_best_of_an_archive_that_is_not_there_is_refused():
+  repertoire = CyclingRepertoire.init({"w": jnp.arange(2.0)}, np.full((2, 3), 0.5), GRID)
+  with pytest.raises(ValueError, match="k: expected 0 <= k < 3, got 3"):
+    repertoire.best(3)

@@ -63,7 +63,7 @@ def test_ask_and_tell_do_what_update_does():
   ask_key, score_key = jax.random.split(jax.random.key(3))
   genotypes, extra_info = jax.jit(cycleqd.ask)(*start, ask_key)
   scores, extra_scores = arm_scores(genotypes, score_key)
-  told = cycleqd.tell(genotypes, scores, *start, extra_scores, extra_info)
+  told = jax.jit(cycleqd.tell)(genotypes, scores, *start, extra_scores, extra_info)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), updated, told)
 
 
@@ -84,10 +84,10 @@ def test_the_loop_compiles_once_and_donates_the_pool(caplog):
 def test_children_with_failed_evaluations_are_counted_and_not_kept():
   cycleqd = make_cycleqd(batch_size=4)
   repertoire, state, _ = cycleqd.init(initial_arms(), GRID, jax.random.key(0))
-  genotypes, extra_info = cycleqd.ask(repertoire, state, jax.random.key(1))
+  genotypes, extra_info = jax.jit(cycleqd.ask)(repertoire, state, jax.random.key(1))
   scores = jnp.full((4, 3), jnp.nan).at[0].set(jnp.array([2.0, 2.0, 2.0]))
   extra_scores = {"reach": jnp.zeros(4)}
-  after, state, _ = cycleqd.tell(genotypes, scores, repertoire, state, extra_scores, extra_info)
+  after, state, _ = jax.jit(cycleqd.tell)(genotypes, scores, repertoire, state, extra_scores, extra_info)
   assert int(after.num_rejected) == 3
   assert [float(after.best(k).scores[k]) for k in range(3)] == [2.0, 2.0, 2.0]
   assert int(state.iteration) == 1
@@ -103,3 +103,14 @@ def test_without_a_scoring_function_there_is_only_ask_and_tell():
   cycleqd = CycleQD(None, make_cycleqd()._emitter)
   with pytest.raises(ValueError, match="scoring_fn"):
     cycleqd.init(initial_arms(), GRID, jax.random.key(0))
+
+
+def test_scores_may_be_numpy_arrays():
+  cycleqd = CycleQD(
+    lambda genotypes, key: (np.asarray(genotypes["w"], np.float64), {}),
+    CycleQDEmitter(batch_size=2, crossover=functools.partial(linear_merge, std=0.0)),
+  )
+  experts = {"w": np.eye(3)}
+  repertoire, state, _ = cycleqd.init(experts, Grid([0] * 3, [1] * 3, (4, 4, 4)), jax.random.key(0))
+  repertoire, _, _ = cycleqd.update(repertoire, state, jax.random.key(1))
+  assert int(repertoire.num_offered) == 5

@@ -40,8 +40,9 @@ def test_schedules(schedule, flip_interval, expected):
   emitter = CycleQDEmitter(batch_size=5, crossover=mean_of_parents, schedule=schedule, flip_interval=flip_interval)
   repertoire = small_repertoire()
   state = start(emitter, repertoire)
+  emit = jax.jit(emitter.emit)
   for archives in expected:
-    _, info = emitter.emit(repertoire, state, jax.random.key(1))
+    _, info = emit(repertoire, state, jax.random.key(1))
     np.testing.assert_array_equal(info["archive"], archives)
     state = emitter.state_update(state)
 
@@ -84,9 +85,10 @@ def test_the_mutation_gets_the_experts_factors_of_the_active_task(schedule):
     schedule=schedule,
   )
   state = start(emitter, repertoire)
+  emit = jax.jit(emitter.emit)
   for turn in range(3):
-    children, info = jax.jit(emitter.emit)(repertoire, state, jax.random.key(turn))
-    largest = np.asarray(jnp.abs(children["w"]).max(axis=(1, 2)))
+    children, info = emit(repertoire, state, jax.random.key(turn))
+    largest = np.abs(children["w"]).max(axis=(1, 2))
     bound = 0.1 * 10.0 ** np.asarray(info["archive"])
     assert (largest <= bound * 1.001).all()
     assert (largest > bound * 0.1).all()  # all three u below 0.1: probability 1e-3 a child; the keys are fixed
@@ -123,3 +125,17 @@ def test_a_task_context_of_the_wrong_length_is_refused():
   )
   with pytest.raises(ValueError, match="task_context"):
     start(emitter, small_repertoire())
+
+
+def test_an_emitter_starts_again_after_its_state_was_donated():
+  experts = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2)), jnp.float32)}
+  emitter = CycleQDEmitter(
+    batch_size=2,
+    crossover=mean_of_parents,
+    mutation=functools.partial(expert_svd_mutation, rate=0.1),
+    task_context=jax.vmap(factorise)(experts),
+  )
+  repertoire = CyclingRepertoire.init(experts, np.full((3, 3), 0.5), GRID)
+  update = jax.jit(emitter.state_update, donate_argnums=0)
+  assert int(update(start(emitter, repertoire)).iteration) == 1
+  assert int(update(start(emitter, repertoire)).iteration) == 1
