@@ -128,3 +128,16 @@ def test_voronoi_cells_are_those_of_the_nearest_centroid(num_tasks):
     np.testing.assert_allclose(chosen, distances.min(axis=1), rtol=1e-4, atol=1e-6)
     low, high = np.delete(lower, archive), np.delete(upper, archive)
     assert ((points >= low) & (points <= high)).all()
+
+
+def test_the_numbers_next_to_an_inner_edge_at_zero_fall_where_digitize_puts_them():
+  # The neighbours of 0 are subnormal.
+  zero = np.float32(0)
+  scores = np.array([np.nextafter(zero, np.float32(-1)), -zero, zero, np.nextafter(zero, np.float32(1))])
+  grid = Grid(lower=[-1, -1.0], upper=[1, 1], shape=np.array([2, 4]))
+  np.testing.assert_array_equal(grid.bins(np.stack([scores, scores], axis=-1)), [[0, 1], [0, 1], [0, 1], [1, 2]])
+
+
+def test_bounds_beyond_float32_are_refused():
+  with pytest.raises(ValueError, match="upper: expected bounds that are finite in float32"):
+    Grid(lower=[0.0, 0.0], upper=[1.0, 1e39], shape=(3, 3))

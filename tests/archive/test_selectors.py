@@ -135,3 +135,13 @@ def test_a_rule_serves_qdax_as_a_selector():
   for cell in np.flatnonzero(occupied):
     share = (np.asarray(sample.fitnesses[:, 0]) == archive.fitnesses[cell, 0]).mean()
     assert abs(share - exact[cell]) <= 5 * np.sqrt(exact[cell] / 20_000)  # five standard deviations, fixed key
+
+
+def test_an_empty_cell_of_a_large_archive_is_never_drawn():
+  # Plain running sums gave empty cells about one draw in 100,000 here; 10 of a million are expected without the remedy,
+  # and the fixed key makes the count the same each time.
+  generator = np.random.default_rng(0)
+  weights = np.where(generator.uniform(size=50_625) < 0.1, generator.uniform(0.1, 1, 50_625), 0)
+  probabilities = jnp.asarray(weights / weights.sum(), jnp.float32)
+  pairs = jax.jit(select_pairs, static_argnums=2)(jax.random.key(1), probabilities, 1_000_000)
+  assert (weights[np.asarray(pairs)] > 0).all()

@@ -117,3 +117,8 @@ def test_arguments_that_do_not_fit_are_refused():
     task_arithmetic({"w": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}, 1.0)
   with pytest.raises(ValueError, match="scale: expected a scalar"):
     task_arithmetic(trees, jnp.ones(3))
+
+
+def test_numpy_arrays_are_taken():
+  combined = aggregate({"w": np.array([[1.0, 2.0], [3.0, 4.0]])}, np.array([0.0, np.log(3.0)]))
+  np.testing.assert_allclose(combined["w"], [2.5, 3.5], rtol=1e-6)

@@ -211,3 +211,12 @@ def test_leaves_of_one_stack_must_agree_on_the_number_of_layers():
   tree = {"layers": {"a": {"w": jnp.ones((2, 3))}, "b": {"w": jnp.ones((4, 3))}}}
   with pytest.raises(ValueError, match="first: expected 2 layers in all leaves under layers"):
     linear_merge(jax.random.key(0), tree, tree, std=0.1, granularity="layer")
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer", "kernel"])
+def test_numpy_leaves_and_a_scalar_beside_the_layers_are_taken(granularity):
+  first = {"layers": {"gain": np.float32(1), "w": np.ones((2, 3, 3))}}
+  second = {"layers": {"gain": jnp.float32(3), "w": jnp.zeros((2, 3, 3))}}
+  child = linear_merge(jax.random.key(0), first, second, std=0, granularity=granularity)
+  assert float(child["layers"]["gain"]) == 2
+  np.testing.assert_array_equal(child["layers"]["w"], np.full((2, 3, 3), 0.5, np.float32))

@@ -264,3 +264,16 @@ def test_truncated_factors_of_an_expert_serve():
   # the only singular value of a matrix of ones: the child is a multiple of it
   assert np.ptp(child["w"]) < 1e-5
   assert 1.0 < float(child["w"][0, 0]) < 2.0
+
+
+def test_numpy_leaves_and_absent_leaves_are_taken():
+  task_vector = {"w": np.eye(3), "bias": None, "b": np.ones(2, jnp.bfloat16)}
+  key = jax.random.key(0)
+  for child in (
+    svd_mutation(key, task_vector, max_scale=2),
+    expert_svd_mutation(key, task_vector, factorise(task_vector), rate=0.5),
+    gaussian_mutation(key, task_vector, std=1),
+  ):
+    assert child["bias"] is None
+    assert (child["w"].dtype, child["b"].dtype) == (jnp.float32, jnp.bfloat16)
+    assert not np.allclose(child["w"], task_vector["w"])
