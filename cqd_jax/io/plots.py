@@ -1,5 +1,6 @@
 """Pictures of archives in the paper's style: axes are descriptors, colour is fitness, red boxes are the experts."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +8,34 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cqd_jax.archive import CyclingRepertoire, Grid
 
 COLOURS = matplotlib.colormaps["viridis"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchiveView:
+  """One archive as it is drawn.
+
+  Attributes:
+    archive: its number, which is that of the task whose score is its fitness.
+    scores: of its elites.
+    experts: scores of the experts, to be boxed in red.
+    edges: of the grid cells by task, K arrays; None where cells are Voronoi cells.
+    bins: cell of each elite along each task; None as `edges`.
+    expert_bins: cell of each expert along each task; None as `edges`.
+  """
+
+  archive: int
+  scores: Float[np.ndarray, "N K"]
+  experts: Float[np.ndarray, "E K"]
+  edges: Sequence[np.ndarray] | None = None
+  bins: Int[np.ndarray, "N K"] | None = None
+  expert_bins: Int[np.ndarray, "E K"] | None = None
 
 
 def plot_archives(
@@ -38,97 +60,130 @@ def plot_archives(
   num_tasks = repertoire.num_tasks
   if len(task_names) != num_tasks:
     raise ValueError(f"task_names: expected {num_tasks}, got {len(task_names)}")
-  panels = [_panels_of_archive(archive, num_tasks) for archive in range(num_tasks)]
-  # Three small archives stand side by side; many panels an archive make a row each.
-  across = num_tasks if len(panels[0]) == 1 else len(panels[0])
-  down = -(-sum(map(len, panels)) // across)
+  pairs = [pairs_of_axes(archive, num_tasks) for archive in range(num_tasks)]
+  down, across = panel_grid(num_tasks)
   figure = Figure(figsize=(4.1 * across, 3.6 * down), layout="constrained")
-  axes = figure.subplots(down, across, squeeze=False).reshape(-1)
-  for ax, (archive, pair) in zip(axes, itertools.chain.from_iterable(panels), strict=True):
-    _draw_panel(figure, ax, repertoire, archive, pair, task_names, experts)
+  axes = iter(figure.subplots(down, across, squeeze=False).reshape(-1))
+  for archive, view in enumerate(_views(repertoire, experts)):
+    for pair in pairs[archive]:
+      ax = next(axes)
+      image = draw_panel(ax, view, pair)
+      label_panel(ax, pair, task_names)
+      ax.set_title(f"archive {task_names[archive]}: {len(view.scores)} elites", fontsize=10)
+      figure.colorbar(image, ax=ax, label=f"{task_names[archive]} score (fitness)")
   return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-  """Writes a figure in the format that the path's ending names (png, svg, pdf)."""
+  """Writes a figure in the format that the path's ending names (png, svg, pdf).
+
+  Text stays text in SVG and PDF, and the same figure gives the same bytes: nothing tells when it was written.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=150)
+  undated: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+  with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cqd_jax", "pdf.fonttype": 42}):
+    figure.savefig(path, dpi=150, metadata=undated.get(path.suffix.lower()))
 
 
-def _panels_of_archive(archive: int, num_tasks: int) -> list[tuple[int, tuple[int, ...]]]:
+def pairs_of_axes(archive: int, num_tasks: int) -> list[tuple[int, ...]]:
+  """The panels of an archive: each pair of the other tasks, or the one other task."""
   others = [task for task in range(num_tasks) if task != archive]
-  pairs: list[tuple[int, ...]] = list(itertools.combinations(others, 2)) or [(others[0],)]
-  return [(archive, pair) for pair in pairs]
+  return list(itertools.combinations(others, 2)) or [(others[0],)]
 
 
-def _draw_panel(
-  figure: Figure,
+def panel_grid(num_tasks: int) -> tuple[int, int]:
+  """Rows and columns of all archives' panels: small archives stand side by side, many panels an archive make a row."""
+  panels = len(pairs_of_axes(0, num_tasks))
+  return (1, num_tasks) if panels == 1 else (num_tasks, panels)
+
+
+def draw_panel(
   ax: Any,
-  repertoire: CyclingRepertoire,
-  archive: int,
+  view: ArchiveView,
   pair: tuple[int, ...],
-  task_names: Sequence[str],
-  experts: Float[np.ndarray, "E K"] | None,
-) -> None:
-  slots = np.asarray(repertoire.slots[archive])
-  scores = np.asarray(repertoire.scores)[slots[slots >= 0]]
-  if isinstance(repertoire.cells, Grid):
-    image = _draw_cells(ax, repertoire.cells, archive, pair, scores)
-    for expert in experts if experts is not None else ():
-      ax.add_patch(_box(repertoire.cells, pair, expert))
-  else:
-    second = scores[:, pair[1]] if len(pair) == 2 else np.zeros(len(scores))
-    image = ax.scatter(scores[:, pair[0]], second, c=scores[:, archive], cmap=COLOURS, s=14)
-    for expert in experts if experts is not None else ():
-      position = (expert[pair[0]], expert[pair[1]] if len(pair) == 2 else 0)
-      ax.plot(*position, marker="s", markersize=11, markerfacecolor="none", markeredgecolor="red")
+  *,
+  limits: tuple[float, float] | None = None,
+  size: float = 1.0,
+) -> Any:
+  """Draws an archive along one or two descriptors, experts boxed.
+
+  Args:
+    ax: matplotlib axes.
+    view: what to draw.
+    pair: task along x, and task along y; without the latter the panel is a strip.
+    limits: fitness at both ends of the colour scale; None: those of what is drawn.
+    size: factor for points and for the lines of boxes, for panels smaller than usual.
+
+  Returns:
+    What a colour bar is made from.
+  """
+  image = _draw_points(ax, view, pair, size) if view.edges is None else _draw_cells(ax, view, view.edges, pair, size)
+  if limits is not None:
+    image.set_clim(*limits)
+  elif not len(view.scores):
+    image.set_clim(0, 1)
+  return image
+
+
+def label_panel(ax: Any, pair: tuple[int, ...], task_names: Sequence[str]) -> None:
+  """Names the descriptors at the axes."""
   ax.set_xlabel(f"{task_names[pair[0]]} score")
   if len(pair) == 2:
     ax.set_ylabel(f"{task_names[pair[1]]} score")
   else:
     ax.set_yticks([])
-  ax.set_title(f"archive {task_names[archive]}: {len(scores)} elites", fontsize=10)
-  figure.colorbar(image, ax=ax, label=f"{task_names[archive]} score (fitness)")
 
 
-def _draw_cells(ax: Any, grid: Grid, archive: int, pair: tuple[int, ...], scores: Float[np.ndarray, "E K"]) -> Any:
-  """Fills each cell with the best fitness found in it; empty cells stay white."""
-  shape = [grid.shape[task] for task in pair] + [1] * (2 - len(pair))
-  best = np.full(shape, np.nan)
-  for elite in scores:
-    cell = _cell(grid, pair, elite)
-    best[cell] = np.nanmax([best[cell], elite[archive]])
-  edges = [grid.edges(task) for task in pair]
-  vertical = edges[1] if len(pair) == 2 else np.array([0.0, 1.0])
-  image = ax.pcolormesh(edges[0], vertical, np.ma.masked_invalid(best.T), cmap=COLOURS)
-  if not len(scores):
-    image.set_clim(0, 1)
-  ax.set_xticks(edges[0], minor=True)
-  ax.set_yticks(vertical, minor=True)
-  ax.grid(which="minor", color="0.88", linewidth=0.4)
-  ax.set_axisbelow(False)
+def _views(repertoire: CyclingRepertoire, experts: Float[np.ndarray, "E K"] | None) -> list[ArchiveView]:
+  scores = np.asarray(repertoire.scores)
+  if experts is None:
+    experts = np.zeros((0, repertoire.num_tasks), np.float32)
+  cells = repertoire.cells
+  edges = bins = expert_bins = None
+  if isinstance(cells, Grid):
+    edges = [cells.edges(task) for task in range(repertoire.num_tasks)]
+    bins, expert_bins = np.asarray(cells.bins(scores)), np.asarray(cells.bins(experts))
+  views = []
+  for archive in range(repertoire.num_tasks):
+    slots = np.asarray(repertoire.slots[archive])
+    held = slots[slots >= 0]
+    own = None if bins is None else bins[held]
+    views.append(ArchiveView(archive, scores[held], experts, edges, own, expert_bins))
+  return views
+
+
+def _draw_points(ax: Any, view: ArchiveView, pair: tuple[int, ...], size: float) -> Any:
+  """Elites at their scores, the best on top."""
+  points = view.scores[np.argsort(view.scores[:, view.archive])]
+  second = points[:, pair[1]] if len(pair) == 2 else np.zeros(len(points))
+  image = ax.scatter(points[:, pair[0]], second, c=points[:, view.archive], cmap=COLOURS, s=14 * size**2)
+  for expert in view.experts:
+    position = (expert[pair[0]], expert[pair[1]] if len(pair) == 2 else 0)
+    ax.plot(*position, marker="s", markersize=11 * size, markerfacecolor="none", markeredgecolor="red")
   return image
 
 
-def _cell(grid: Grid, pair: tuple[int, ...], scores: Float[np.ndarray, "K"]) -> tuple[int, int]:
-  """Column and row of a panel that scores fall in, by the grid's own rule."""
-  bins = [
-    int(np.clip(np.searchsorted(grid.edges(task), np.float32(scores[task])) - 1, 0, grid.shape[task] - 1))
-    for task in pair
-  ]
-  return bins[0], bins[1] if len(bins) == 2 else 0
+def _draw_cells(ax: Any, view: ArchiveView, edges: Sequence[np.ndarray], pair: tuple[int, ...], size: float) -> Any:
+  """Fills each cell with the best fitness found in it; empty cells stay white."""
+  assert view.bins is not None
+  assert view.expert_bins is not None
+  x = edges[pair[0]]
+  y = edges[pair[1]] if len(pair) == 2 else np.array([0.0, 1.0])
+  best = np.full((len(y) - 1, len(x) - 1), np.nan)
+  np.fmax.at(best, _rows_and_columns(view.bins, pair), view.scores[:, view.archive])
+  image = ax.pcolormesh(x, y, np.ma.masked_invalid(best), cmap=COLOURS)
+  ax.set_xticks(x, minor=True)
+  ax.set_yticks(y, minor=True)
+  ax.grid(which="minor", color="0.88", linewidth=0.4)
+  ax.set_axisbelow(False)
+  for row, column in zip(*_rows_and_columns(view.expert_bins, pair), strict=True):
+    corner, width, height = (float(x[column]), float(y[row])), x[column + 1] - x[column], y[row + 1] - y[row]
+    box = Rectangle(corner, float(width), float(height), fill=False, edgecolor="red", linewidth=2 * size, zorder=3)
+    ax.add_patch(box)
+  return image
 
 
-def _box(grid: Grid, pair: tuple[int, ...], expert: Float[np.ndarray, "K"]) -> Rectangle:
-  column, row = _cell(grid, pair, expert)
-  x = grid.edges(pair[0])
-  y = grid.edges(pair[1]) if len(pair) == 2 else np.array([0.0, 1.0])
-  return Rectangle(
-    (float(x[column]), float(y[row])),
-    float(x[column + 1] - x[column]),
-    float(y[row + 1] - y[row]),
-    fill=False,
-    edgecolor="red",
-    linewidth=2,
-    zorder=3,
-  )
+def _rows_and_columns(bins: Int[np.ndarray, "N K"], pair: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  """Where in a panel, which is an image, cells lie."""
+  rows = bins[:, pair[1]] if len(pair) == 2 else np.zeros(len(bins), int)
+  return rows, bins[:, pair[0]]
