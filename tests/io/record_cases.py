@@ -10,7 +10,7 @@ NUM_CENTROIDS = 60
 
 
 class Archives:
-  """K archives: who holds each cell. A batch is offered at once; of each cell's best the first enters if it is better."""
+  """K archives: who holds each cell. A batch is offered at once: its best in a cell, the first of equals, may enter."""
 
   def __init__(self, num_tasks, edges, centroids):
     self.edges, self.centroids = edges, centroids
@@ -61,7 +61,7 @@ def make_record(num_tasks=3, children=60, batch=4, finished=True, voronoi=False,
   draw = np.random.default_rng(seed)
   edges = None if voronoi else make_edges(num_tasks)
   archives = Archives(num_tasks, edges, draw.uniform(0, 0.9, (num_tasks, NUM_CENTROIDS, num_tasks - 1)))
-  scores = [row for row in np.round(expert_scores(draw, num_tasks), 2)]
+  scores = [*np.round(expert_scores(draw, num_tasks), 2)]
   born, archive, parents, weights, mutation = ([value] * num_tasks for value in (0, -1, (-1, -1), None, ""))
   taken = [*archives.offer(scores, range(num_tasks), scores)]
   metrics = {name: [] for name in ("coverage", "qd_score", "max_fitness", "best_mean", "num_elites", "seconds")}
