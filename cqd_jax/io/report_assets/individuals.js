@@ -1,0 +1,88 @@
+/* The record of the run, and what can be asked about the individuals in it. */
+
+const record = JSON.parse(document.getElementById("record").textContent);
+const { tasks, born, parents, scores, bins, edges, metrics } = record;
+const numTasks = tasks.length;
+const numIndividuals = born.length;
+const numExperts = record.experts;
+const lastBatch = Math.max(0, ...(metrics.coverage ?? []).map((curve) => curve.length), born[numIndividuals - 1] ?? 0);
+
+/* What the reader looks at: the archives after this batch, and the family of this individual. */
+const state = { batch: lastBatch, chosen: record.best };
+
+const all = [...born.keys()];
+const scoresOf = (identity) => scores.map((column) => column[identity]);
+const failed = (identity) => !scoresOf(identity).every(isNumber);
+const mean = (identity) => (failed(identity) ? null : sum(scoresOf(identity)) / numTasks);
+const isExpert = (identity) => born[identity] === 0;
+const parentsOf = (identity) => parents.map((column) => column[identity]).filter((parent) => parent >= 0);
+const expertName = (expert) => (numExperts === numTasks ? tasks[expert] : `expert ${expert}`);
+const title = (identity) => (isExpert(identity) && numExperts === numTasks ? `Expert ${tasks[identity]}` :
+  `${isExpert(identity) ? "Expert" : "Individual"} ${identity}`);
+
+function ancestors(identity) {
+  const found = new Set([identity]), waiting = [identity];
+  while (waiting.length)
+    for (const parent of parentsOf(waiting.pop()))
+      if (!found.has(parent)) { found.add(parent); waiting.push(parent); }
+  return [...found].sort((a, b) => a - b);
+}
+
+const takenBy = tasks.map((_, archive) => all.filter((identity) => record.taken[archive][identity]));
+const cellOf = (identity, archive) =>
+  bins ? bins.filter((_, task) => task !== archive).map((column) => column[identity]).join() : identity;
+
+/* Who holds the cells of an archive after a batch. Voronoi cells cannot be told apart: all that were taken. */
+function elites(archive, batch) {
+  const held = new Map();
+  for (const identity of takenBy[archive]) {
+    if (born[identity] > batch) break;
+    held.set(cellOf(identity, archive), identity);
+  }
+  return [...held.values()];
+}
+
+/* The two merge weights as numbers, their means where there is one for each of many groups; null without. */
+function mergeWeights(identity) {
+  const weights = record.weights[identity];
+  return weights && weights.map((one) => (isNumber(one) ? one : one[0]));
+}
+
+function weightText(weight) {
+  if (isNumber(weight)) return weight.toFixed(2);
+  const [average, least, most, groups] = weight;
+  return `${average.toFixed(2)} on average, ${least.toFixed(2)} to ${most.toFixed(2)} over ${groups} groups`;
+}
+
+function ancestryText(identity) {
+  const weights = record.weights[identity];
+  return parentsOf(identity).map((parent, i) =>
+    `${isExpert(parent) ? title(parent).toLowerCase() : parent}${weights ? ` (${weightText(weights[i])})` : ""}`).join(" and ");
+}
+
+/* All that is known of an individual, for the tooltip. */
+function describe(identity, note = null) {
+  const line = (name, text) => (text ? [html("dt", {}, name), html("dd", {}, text)] : null);
+  const bar = (value) => {
+    const inner = html("i");
+    inner.style.width = `${100 * Math.min(1, Math.max(0, value ?? 0))}%`;
+    return html("span", { class: "bar" }, inner);
+  };
+  const holds = tasks.filter((_, archive) => elites(archive, state.batch).includes(identity));
+  return [
+    html("p", { class: "who" }, html("b", {}, title(identity)), html("span", {}, `born in batch ${born[identity]}`)),
+    html("table", {}, tasks.map((task, k) => html("tr", {}, html("th", { scope: "row" }, task),
+      html("td", {}, bar(scores[k][identity])), html("td", {}, score(scores[k][identity])))),
+    html("tr", { class: "mean" }, html("th", { scope: "row" }, "mean"), html("td"), html("td", {}, score(mean(identity))))),
+    html("dl", {},
+      line("parents", ancestryText(identity)),
+      line("from", record.archive[identity] >= 0 ? `archive ${tasks[record.archive[identity]]}` : ""),
+      line("mutation", record.mutations[record.mutation[identity]]),
+      line("elite in", list(holds)),
+      line("shown", note)),
+  ];
+}
+
+const spoken = (identity) =>
+  `${title(identity)}: ${tasks.map((task, k) => `${task} ${score(scores[k][identity])}`).join(", ")}; ` +
+  `${parentsOf(identity).length ? `parents ${ancestryText(identity)}; ` : ""}born in batch ${born[identity]}`;
