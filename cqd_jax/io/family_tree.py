@@ -1,5 +1,6 @@
 """The family tree of an individual as a figure: who its ancestors are, when they were born and how well they score."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def draw_family_tree(record: RunRecord, identity: int, width: float) -> Figure:
   diameters = np.where(labelled, POINTS_A_DIGIT * len(str(family.max())) + 6, DOT)
   names = {int(one): _expert_name(record, int(one)) for one in family[born == 0]}
   # What remains of the width beside the experts' names and the colour bar.
-  room = 72 * width - 75 - 5 * max((len(name) for name in names.values()), default=0)
+  room = max(72.0, 72 * width - 75 - 5 * max((len(name) for name in names.values()), default=0))
   step = room / max(len(batches) - 1, 1)
   pitch = float(diameters.min()) + 5
   lanes = _lanes(columns * step, edges, family, diameters, pitch)
@@ -74,7 +75,8 @@ def _labelled(edges: list[tuple[int, int]], family: np.ndarray, born: np.ndarray
   """Who of the family bears its number."""
   if len(family) <= MOST_LABELS:
     return np.ones(len(family), bool)
-  children = np.array([sum(parent == one for parent, _ in edges) for one in family])
+  counts = Counter(parent for parent, _ in edges)
+  children = np.array([counts[int(one)] for one in family])
   first = (born == 0) | (family == family.max())
   order = np.lexsort((family, -children, ~first))
   labelled = np.zeros(len(family), bool)
@@ -96,21 +98,30 @@ def _lanes(
     diameters: `[F]` in points.
     pitch: points from one lane to the next.
   """
-  founders = [index for index, one in enumerate(family) if not any(child == one for _, child in edges)]
+  place = {int(one): index for index, one in enumerate(family)}
+  parents: list[list[int]] = [[] for _ in family]
+  for parent, child in edges:
+    parents[place[child]].append(place[parent])
+  founders = [index for index, above in enumerate(parents) if not above]
   # As many lanes as would hold all, shared out among those without parents.
   fair = 1.5 * float(((diameters + 3) ** 2).sum()) / (float(np.ptp(x)) + float(diameters.max())) / pitch
   apart = max(float(diameters.max() + 5) / pitch, fair / max(len(founders), 1))
-  place = {int(one): index for index, one in enumerate(family)}
+  middle = apart * (len(founders) - 1) / 2
+  band = middle + fair
   lanes = np.zeros(len(family), int)
-  for index, one in enumerate(family):
-    parents = [lanes[place[parent]] for parent, child in edges if child == one]
-    wish = float(np.mean(parents)) if parents else apart * founders.index(index)
+  for index, above in enumerate(parents):
+    # A little towards the middle, and first of all in the band: each being pushed aside by the last, long lines of
+    # descent would drift away.
+    wish = 0.85 * float(np.mean(lanes[above])) + 0.15 * middle if above else apart * founders.index(index)
     clearance = (diameters[:index] + diameters[index]) / 2 + 3
     near = np.abs(x[:index] - x[index]) < clearance
-    reach = np.arange(int(wish) - 4 * len(family), int(wish) + 4 * len(family))
-    reach = reach[np.argsort(np.abs(reach - wish), kind="stable")]
-    free = (np.abs(reach[:, None] - lanes[:index][near]) * pitch >= clearance[near]).all(axis=1)
-    lanes[index] = reach[np.argmax(free)]
+    # More lanes than those nearby can take up.
+    reach = int((2 * clearance[near] / pitch + 1).sum() + 2 * band) + 2
+    choice = np.arange(int(wish) - reach, int(wish) + reach + 1)
+    off = np.abs(choice - middle)
+    choice = choice[np.lexsort((off, np.abs(choice - wish), off > band))]
+    free = (np.abs(choice[:, None] - lanes[:index][near]) * pitch >= clearance[near]).all(axis=1)
+    lanes[index] = choice[np.argmax(free)]
   return lanes
 
 

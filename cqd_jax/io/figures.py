@@ -31,7 +31,7 @@ LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 """Okabe and Ito 2008, told apart whatever one's colour vision; without its yellow, which is lost on white."""
 
 LINE_STYLES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "v", "P", "X", "*", "<")  # one more than colours: no pair comes twice soon
 
 
 @matplotlib.rc_context(STYLE)
@@ -58,12 +58,15 @@ def archives_figure(record: RunRecord, batch: int | None = None) -> Figure:
     for ax, pair in zip(row, pairs_of_axes(archive, num_tasks), strict=True):
       image = draw_panel(ax, view, pair, limits=limits, size=0.6)
       label_panel(ax, pair, record.task_names)
+      ax.xaxis.set_major_locator(_few_ticks())
       ax.set_xlabel(_wrapped(ax.get_xlabel(), width / across - 0.6))
       ax.set_ylabel(_wrapped(ax.get_ylabel(), each - 0.6))
     title = f"archive {record.task_names[archive]}: {_count(record, view)}"
-    row[(len(row) - 1) // 2].set_title(_wrapped(title, width if len(row) > 1 else width / across - 0.4))
+    # A strip has no labels at its left, above which a title could begin.
+    room = width if len(row) > 1 else width / across - (1.3 if num_tasks == 2 else 0.4)
+    row[(len(row) - 1) // 2].set_title(_wrapped(title, room))
     label = _wrapped(f"{record.task_names[archive]} score (fitness)", each - 0.6)
-    bar = figure.colorbar(image, ax=list(row), label=label, pad=0.03)
+    bar = figure.colorbar(image, ax=list(row), label=label, pad=0.03 if len(row) > 1 else 0.05)
     bar.outline.set_linewidth(0.6)
   if batch is not None:
     figure.suptitle(f"after batch {batch}")
@@ -96,6 +99,7 @@ def timeline_figure(record: RunRecord, moments: int = 5) -> Figure:
     limits = _limits(views)
     for ax, view, batch in zip(row, views, batches, strict=True):
       image = draw_panel(ax, view, pair, limits=limits, size=0.5)
+      ax.xaxis.set_major_locator(_few_ticks())
       if ax is row[(len(row) - 1) // 2]:  # its tasks are those of the whole row
         ax.set_xlabel(f"{record.task_names[pair[0]]} score")
       if archive == 0:
@@ -137,7 +141,7 @@ def curves_figure(record: RunRecord) -> Figure:
     for task, curve in enumerate(values.T if values.ndim == 2 else ()):
       ax.plot(batches, curve, marker=marker, label=f"archive {record.task_names[task]}", **_line(task))
     ax.set_title(title)
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     _open_frame(ax)
     ax.grid(color="0.9", linewidth=0.5)
   for ax in axes[2:]:
@@ -263,6 +267,11 @@ def _line(task: int) -> dict[str, Any]:
   }
 
 
+def _few_ticks() -> MaxNLocator:
+  """So few that their labels fit below the narrowest panel."""
+  return MaxNLocator(3, steps=[1, 2, 4, 5, 10])
+
+
 def _wrapped(text: str, inches: float) -> str:
   """Breaks lines between words so that text of 8 points does not run beyond a width."""
   width = max(1, int(inches * 72 / 4.6))
@@ -270,11 +279,11 @@ def _wrapped(text: str, inches: float) -> str:
   return "\n".join(line for part in lines for line in part)
 
 
-def _draw_legend(figure: Figure, ax: Any, place: str) -> None:
+def _draw_legend(figure: Figure, ax: Any, place: Any) -> None:
   """Names the lines of `ax` in as many columns as there is room for."""
   lines, labels = ax.get_legend_handles_labels()
   columns = int(72 * WIDTH / (4.6 * max(map(len, labels)) + 45))
-  figure.legend(lines, labels, loc=place, ncols=max(1, min(columns, len(lines))), frameon=False)
+  figure.legend(handles=lines, labels=labels, loc=place, ncols=max(1, min(columns, len(lines))), frameon=False)
 
 
 def _open_frame(ax: Any) -> None:
