@@ -89,7 +89,7 @@ def _search(lab: Lab, name: str, granularity: str, search: VectorSearch, key: PR
       candidates = search.ask(state, ask_key)
       passed = lab.score(lab.validation, merge_all(candidates, lab.experts))[: budget - done]
       if len(passed) == len(candidates):  # the last batch may be cut to keep the budgets equal
-        state = search.tell(state, candidates, jnp.asarray(passed.mean(axis=(1, 2)), jnp.float32))
+        state = search.tell(state, candidates, jnp.asarray(passed.mean(axis=-1), jnp.float32))
       candidates_so_far.append(np.asarray(candidates)[: len(passed)])
       passed_so_far.append(passed)
       done += len(passed)
