@@ -33,7 +33,7 @@ function extent(values) {
 /* Round numbers within a range, about `wanted` of them, as [value, text]. */
 function ticks([low, high], wanted) {
   const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999);
+  const step = power * (raw / power < 1.5 ? 1 : raw / power < 3.5 ? 2 : raw / power < 7.5 ? 5 : 10);
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const values = [];
   for (let i = Math.ceil(low / step - 1e-6); i * step <= high + step * 1e-6; i++) values.push(i * step);
@@ -57,8 +57,10 @@ function spread(wishes, gap, high) {
 }
 
 /* From violet over green to yellow, each step as large to the eye. */
-const RAMP = [[72, 50, 126], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128], [94, 201, 98], [173, 220, 48],
-  [240, 229, 60]];
+const RAMP = [
+  [72, 50, 126], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128], [94, 201, 98], [173, 220, 48],
+  [240, 229, 60],
+];
 
 function colour(value, [low, high]) {
   if (!isNumber(value)) return "rgb(150,150,150)";

@@ -3,143 +3,189 @@
 /* Up to so many members of a family bear their numbers; of more than the second, only the youngest are drawn. */
 const MOST_NUMBERED = 150;
 const MOST_DRAWN = 800;
-
+const RADIUS = { numbered: 12, plain: 5 };
 const meanRange = extent([...new Set(takenBy.flat())].map(mean));
 
-/* Where the members of a family stand: a column a batch in which one was born, the experts at the left.
-   Along y a child begins between its parents, nearer to the one of larger weight; then all are moved apart. */
-function layoutFamily(members, radius, room) {
-  const columns = [...new Set(members.map((one) => born[one]))], pitch = Math.max(2 * radius + 6, Math.min(90,
-    room / Math.max(1, columns.length - 1)));
-  const column = new Map(columns.map((batch, i) => [batch, i])), gap = 2 * radius + 5;
-  const founders = members.filter((one) => !parentsOf(one).some((parent) => members.includes(parent)));
-  const height = Math.max(80 * founders.length, (2 * members.length * gap * gap) / (columns.length * pitch));
+/* Where the members stand: a column a batch in which one was born, the experts at the left. Along y a child begins
+   between its parents, nearer to the one of larger weight; then all are moved apart. */
+function layoutFamily(members, radii, room) {
+  const columns = [...new Set(members.map((one) => born[one]))];
+  const narrowest = 2 * Math.min(...radii.values()) + 6;
+  const pitch = Math.max(narrowest, Math.min(90, room / Math.max(1, columns.length - 1)));
+  const area = sum([...radii.values()].map((radius) => (2 * radius + 5) ** 2));
+  const founders = members.filter((one) => !parentsOf(one).some((parent) => radii.has(parent)));
+  const height = Math.max(80 * founders.length, (3 * area) / (columns.length * pitch));
   const at = new Map();
   for (const one of members) {
-    const known = parentsOf(one).map((parent, i) => [at.get(parent), Math.max(0.05, mergeWeights(one)?.[i] ?? 0.5)])
-      .filter(([parent]) => parent);
-    const y = known.length ? sum(known.map(([parent, weight]) => parent.y * weight)) / sum(known.map(([, weight]) => weight)) :
-      (height * (founders.indexOf(one) + 0.5)) / founders.length;
-    at.set(one, { x: column.get(born[one]) * pitch, y });
+    const y = between(one, at) ?? (height * (founders.indexOf(one) + 0.5)) / founders.length;
+    at.set(one, { x: columns.indexOf(born[one]) * pitch, y });
   }
-  const near = members.map((one, i) => members.slice(0, i).filter((other) => at.get(one).x - at.get(other).x < gap));
-  for (let sweep = 0; sweep < 60; sweep++)
-    for (const [i, one] of members.entries()) for (const other of near[i]) moveApart(at.get(one), at.get(other), gap, i);
+  moveAllApart(members, radii, at);
   return { at, columns, pitch };
+}
+
+/* The mean height of the parents that stand already, by merge weight; null without. */
+function between(child, at) {
+  const weights = mergeWeights(child);
+  const known = parentsOf(child)
+    .map((parent, i) => [at.get(parent), Math.max(0.05, weights?.[i] ?? 0.5)])
+    .filter(([parent]) => parent);
+  if (!known.length) return null;
+  return sum(known.map(([parent, weight]) => parent.y * weight)) / sum(known.map(([, weight]) => weight));
+}
+
+/* Moves members up and down until none touches another. */
+function moveAllApart(members, radii, at) {
+  const gap = (one, other) => radii.get(one) + radii.get(other) + 5;
+  const near = members.map((one, i) =>
+    members.slice(0, i).filter((other) => Math.abs(at.get(one).x - at.get(other).x) < gap(one, other)));
+  for (let sweep = 0, moved = true; moved && sweep < 100; sweep++) {
+    moved = false;
+    for (const [i, one] of members.entries())
+      for (const other of near[i]) moved = moveApart(at.get(one), at.get(other), gap(one, other), i) || moved;
+  }
 }
 
 function moveApart(one, other, gap, index) {
   const dx = one.x - other.x, dy = one.y - other.y, wanted = Math.sqrt(Math.max(0, gap * gap - dx * dx));
-  if (Math.abs(dy) >= wanted) return;
+  if (Math.abs(dy) >= wanted) return false;
   const way = Math.abs(dy) > 1e-6 ? Math.sign(dy) : index % 2 ? 1 : -1;
   const push = ((wanted - Math.abs(dy)) / 2 + 0.1) * way;
   one.y += push;
   other.y -= push;
+  return true;
 }
 
 /* Those of a large family that bear numbers: experts, itself, and who has most children in it. */
 function numbered(members) {
   if (members.length <= MOST_NUMBERED) return new Set(members);
   const children = new Map();
-  for (const one of members) for (const parent of parentsOf(one)) children.set(parent, (children.get(parent) ?? 0) + 1);
+  for (const one of members)
+    for (const parent of parentsOf(one)) children.set(parent, (children.get(parent) ?? 0) + 1);
   const most = [...members].sort((a, b) => (children.get(b) ?? 0) - (children.get(a) ?? 0)).slice(0, 25);
   return new Set([...most, ...members.filter(isExpert), members.at(-1)]);
 }
 
-function drawFamilyEdges(members, at) {
+/* A line from each parent, as wide as its merge weight, and over it a wide invisible one that is easy to point at. */
+function drawLines(members, at) {
   const hits = [];
-  const lines = members.flatMap((one) => parentsOf(one).filter((parent) => at.has(parent)).map((parent) => {
+  const lines = members.flatMap((one) => parentsOf(one).map((parent, i) => {
+    if (!at.has(parent)) return null;
     const from = at.get(parent), to = at.get(one), middle = (from.x + to.x) / 2;
-    const weight = Math.abs(mergeWeights(one)?.[parentsOf(one).indexOf(parent)] ?? 0.5);
     const d = `M${from.x} ${from.y}C${middle} ${from.y} ${middle} ${to.y} ${to.x} ${to.y}`;
+    const width = 0.6 + 1.6 * Math.min(1.2, Math.abs(mergeWeights(one)?.[i] ?? 0.5));
     hits.push(svg("path", { class: "hit", d, "data-tip": "", "data-child": one, "data-parent": parent }));
-    return svg("path", { class: "edge", d, "data-child": one, "stroke-width": (0.6 + 1.6 * Math.min(1.2, weight)).toFixed(2) });
+    return svg("path", { class: "edge", d, "data-child": one, "stroke-width": width.toFixed(2) });
   }));
-  return svg("g", {}, lines, hits);
+  return svg("g", { class: members.length > MOST_NUMBERED ? "many" : null }, lines, hits);
 }
 
-function drawMember(one, { x, y }, radius, withNumber) {
+function drawMember(one, { x, y }, radius) {
   const [r, g, b] = colour(mean(one), meanRange).match(/\d+/g).map(Number);
-  const dark = 0.299 * r + 0.587 * g + 0.114 * b < 140;
-  const shape = { class: "disc", fill: `rgb(${r},${g},${b})` };
-  const size = withNumber ? Math.max(radius, 8) : radius;
-  return svg("g", { class: `node${one === state.chosen ? " own" : ""}${isExpert(one) ? " founder" : ""}`, "data-id": one,
-    "data-tip": "", role: "button", tabindex: one === state.chosen ? 0 : -1, "aria-label": spoken(one),
-    transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})` },
-  isExpert(one) ? svg("rect", { ...shape, x: -size, y: -size, width: 2 * size, height: 2 * size, rx: 3 }) :
-    svg("circle", { ...shape, r: size }),
-  withNumber ? svg("text", { class: `${dark ? "on-dark" : "on-light"}${one > 999 ? " long" : ""}`, "text-anchor": "middle",
-    y: 3.5 }, `${one}`) : null,
-  isExpert(one) ? svg("text", { class: "founder-name", x: -size - 8, y: 4, "text-anchor": "end" },
-    shorten(expertName(one), 16)) : null);
+  const disc = { class: "disc", fill: `rgb(${r},${g},${b})` };
+  const onWhat = 0.299 * r + 0.587 * g + 0.114 * b < 140 ? "on-dark" : "on-light";
+  const attributes = {
+    class: `node${one === state.chosen ? " own" : ""}${isExpert(one) ? " founder" : ""}`,
+    "data-id": one, "data-tip": "", role: "button", tabindex: one === state.chosen ? 0 : -1, "aria-label": spoken(one),
+    transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`,
+  };
+  return svg("g", attributes,
+    isExpert(one) ?
+      svg("rect", { ...disc, x: -radius, y: -radius, width: 2 * radius, height: 2 * radius, rx: 3 }) :
+      svg("circle", { ...disc, r: radius }),
+    radius < RADIUS.numbered ? null :
+      svg("text", { class: `${onWhat}${one > 999 ? " long" : ""}`, "text-anchor": "middle", y: 3.5 }, `${one}`),
+    isExpert(one) ?
+      svg("text", { class: "founder-name", x: -radius - 8, y: 4, "text-anchor": "end" }, shorten(expertName(one), 16)) :
+      null);
 }
 
 /* The batch below each column, as many as do not touch. */
-function drawBatches({ columns, pitch }, bottom) {
+function drawBatches({ columns, pitch }, y) {
   let last = -Infinity;
   return svg("g", { class: "axes", "aria-hidden": "true" }, columns.map((batch, i) => {
     if (i * pitch - last < 34) return null;
     last = i * pitch;
-    return svg("text", { x: i * pitch, y: bottom + 22, "text-anchor": "middle" }, i ? `${batch}` : `batch ${batch}`);
+    return svg("text", { x: last, y, "text-anchor": "middle" }, i ? `${batch}` : `batch ${batch}`);
   }));
 }
 
-function drawFamily() {
-  if (state.chosen === null) return fill("family-content", missing("No family tree yet: no model has been scored so far."));
-  const family = ancestors(state.chosen);
-  const members = family.length <= MOST_DRAWN ? family :
-    [...new Set([...family.filter(isExpert), ...family.slice(-MOST_DRAWN)])];
-  const withNumbers = numbered(members), radius = withNumbers.size === members.length ? 12 : 5;
+function drawTree(members, withNumbers) {
+  const radii = new Map(members.map((one) => [one, withNumbers.has(one) ? RADIUS.numbered : RADIUS.plain]));
   const names = members.filter(isExpert).map((one) => shorten(expertName(one), 16).length);
-  const left = 34 + 7 * Math.max(0, ...names), room = place("family").clientWidth - left - 24;
-  const layout = layoutFamily(members, radius, room);
-  const ys = [...layout.at.values()].map(({ y }) => y), low = Math.min(...ys) - 22, high = Math.max(...ys) + 22;
-  const width = left + layout.pitch * (layout.columns.length - 1) + 24;
-  const picture = svg("svg", { width, height: high - low + 30, viewBox: `${-left} ${low} ${width} ${high - low + 30}`, role: "group",
-    "aria-label": `Family tree of individual ${state.chosen}` },
-  drawBatches(layout, high), drawFamilyEdges(members, layout.at),
-  svg("g", {}, members.map((one) => drawMember(one, layout.at.get(one), radius, withNumbers.has(one)))));
+  const left = 34 + 7 * Math.max(0, ...names), right = 24;
+  const layout = layoutFamily(members, radii, place("family").clientWidth - left - right);
+  const [low, high] = extent([...layout.at.values()].map(({ y }) => y)), top = low - 22;
+  const width = left + layout.pitch * (layout.columns.length - 1) + right, height = high - low + 74;
+  return svg("svg",
+    { width, height, viewBox: `${-left} ${top} ${width} ${height}`, role: "group", "aria-label": "Family tree" },
+    drawBatches(layout, high + 44),
+    drawLines(members, layout.at),
+    svg("g", {}, members.map((one) => drawMember(one, layout.at.get(one), radii.get(one)))));
+}
+
+function familySummary(family, members, withNumbers) {
+  const self = `${title(state.chosen)} (mean score ${score(mean(state.chosen))})`;
+  if (family.length === 1) return `${self} has no ancestors.`;
+  const batches = new Set(family.map((one) => born[one])).size - 1, founders = family.filter(isExpert);
+  const names = `${founders.length === 1 ? "the expert" : "the experts"} ${list(founders.map(expertName))}`;
+  const parts = [
+    `${self} has ${count(family.length - 1, "ancestor")} from ${count(batches, "batch", "batches")}, back to ${names}.`,
+    members.length < family.length ? `The experts and the youngest ${MOST_DRAWN} are drawn.` : "",
+    withNumbers.size < members.length ? `${withNumbers.size} bear numbers: those with most children.` : "",
+  ];
+  return parts.filter(Boolean).join(" ");
+}
+
+function drawFamily() {
+  if (state.chosen === null) return fill("family-content", missing("No family tree yet: no archive holds a model."));
+  const family = ancestors(state.chosen);
+  const members = family.filter((one, i) => isExpert(one) || family.length - i <= MOST_DRAWN);
+  const withNumbers = numbered(members);
   place("family-summary").textContent = familySummary(family, members, withNumbers);
-  place("tree").replaceChildren(picture);
-  place("tree").scrollLeft = width;
+  const tree = place("tree"), focused = tree.contains(document.activeElement) && document.activeElement !== tree;
+  tree.replaceChildren(drawTree(members, withNumbers));
+  tree.scrollLeft = tree.scrollWidth;
+  if (focused) tree.querySelector(".own").focus();
+  placeTooltip();
   for (const button of place("family-content").querySelectorAll("button"))
     button.setAttribute("aria-pressed", button.dataset.id === `${state.chosen}`);
   place("any-individual").value = state.chosen;
 }
 
-function familySummary(family, members, withNumbers) {
-  const batches = new Set(family.map((one) => born[one])).size, founders = family.filter(isExpert);
-  if (family.length === 1) return `${title(state.chosen)} (mean score ${score(mean(state.chosen))}) has no ancestors.`;
-  return `${title(state.chosen)} (mean score ${score(mean(state.chosen))}) descends from ` +
-    `${count(family.length - 1, "ancestor")} of ${count(batches - 1, "batch", "batches")}` +
-    `${founders.length ? `, back to ${founders.length === 1 ? "expert" : "the experts"} ${list(founders.map(expertName))}` : ""}.` +
-    (members.length < family.length ? ` Of these the youngest ${members.length} and the experts are drawn.` : "") +
-    (withNumbers.size < members.length ? ` ${withNumbers.size} of ${members.length} bear their numbers: those with most children.` : "");
-}
-
 function choose(identity) {
   state.chosen = identity;
-  if (!place("tree")) prepareFamily();
   for (const panel of panels) panel.mark();
   drawFamily();
 }
 
-function prepareFamily() {
-  if (!numIndividuals) return;
+/* Buttons for who is best at what, and a field for any number. */
+function makeChoices() {
   const button = (identity, name) => html("button", { type: "button", "data-id": identity }, name);
-  const any = html("input", { id: "any-individual", type: "number", min: 0, max: numIndividuals - 1, inputmode: "numeric" });
-  const tree = html("div", { class: "scroller", id: "tree", tabindex: 0, role: "region", "aria-label": "Family tree" });
-  const buttons = html("div", { class: "choices" },
+  const any = { id: "any-individual", type: "number", min: 0, max: numIndividuals - 1, inputmode: "numeric" };
+  const choices = html("div", { class: "choices" },
     record.best === null ? null : button(record.best, "best mean score"),
     record.aggregated.map((identity, archive) => button(identity, `best at ${tasks[archive]}`)),
-    html("label", {}, "number ", any));
-  fill("family-content", html("p", { class: "lead" }, "All ancestors of a model, by the batch in which they were born. A line is " +
-    "as wide as the parent's merge weight; click an ancestor, or a cell above, to see its family."), buttons,
-  html("p", { id: "family-summary", "aria-live": "polite" }), tree, html("p", { class: "note" }, colourBar(meanRange, "mean score")));
-  buttons.addEventListener("click", (event) => event.target.dataset.id && choose(Number(event.target.dataset.id)));
-  any.addEventListener("change", () => any.value !== "" && born[any.value] !== undefined && choose(Number(any.value)));
-  explains(tree, (element) => (element.dataset.id ? describe(Number(element.dataset.id)) :
-    describeEdge(Number(element.dataset.parent), Number(element.dataset.child))));
+    html("label", {}, "number ", html("input", any)));
+  choices.addEventListener("click", ({ target }) => target.dataset.id && choose(Number(target.dataset.id)));
+  choices.addEventListener("change", ({ target }) => {
+    if (target.value !== "" && born[target.value] !== undefined) choose(Number(target.value));
+  });
+  return choices;
+}
+
+function prepareFamily() {
+  if (state.chosen === null) return;
+  const tree = html("div",
+    { class: "scroller", id: "tree", tabindex: 0, role: "region", "aria-label": "Family tree, scrolls sideways" });
+  fill("family-content",
+    html("p", { class: "lead" },
+      "All ancestors of a model, by the batch in which they were born. A line is as wide as its merge weight." +
+      " Choose another model here, in the archives, or among its ancestors."),
+    makeChoices(), html("p", { id: "family-summary", "aria-live": "polite" }), tree,
+    html("p", { class: "note" }, colourBar(meanRange, "mean score")));
+  explains(tree, ({ dataset }) =>
+    dataset.id ? describe(Number(dataset.id)) : describeLine(Number(dataset.parent), Number(dataset.child)));
   walks(tree, ".node");
   tree.addEventListener("click", (event) => {
     const node = event.target.closest(".node");
@@ -149,15 +195,18 @@ function prepareFamily() {
   tree.addEventListener("pointerleave", () => lightUp(null));
 }
 
-function describeEdge(parent, child) {
+function describeLine(parent, child) {
   const weights = record.weights[child];
-  const texts = parentsOf(child).map((one, i) => (one === parent && weights ? weightText(weights[i]) : null)).filter(Boolean);
-  return [html("p", { class: "who" }, html("b", {}, `${title(parent)} → ${child}`)),
-    html("p", {}, texts.length ? `merge weight ${texts.join(" and ")}` : "merge weight not recorded")];
+  const texts = parentsOf(child).map((one, i) => (one === parent && weights ? weightText(weights[i]) : null));
+  return [
+    html("p", { class: "who" }, html("b", {}, `${title(parent)} → ${child}`)),
+    html("p", {}, weights ? `merge weight ${list(texts.filter(Boolean))}` : "merge weight not recorded"),
+  ];
 }
 
 /* The lines from an individual's parents stand out while it is pointed at. */
 function lightUp(element) {
   const child = element?.dataset.id ?? element?.dataset.child;
-  for (const edge of place("tree").querySelectorAll(".edge")) edge.classList.toggle("lit", edge.dataset.child === child);
+  for (const line of place("tree").querySelectorAll(".edge"))
+    line.classList.toggle("lit", line.dataset.child === child);
 }

@@ -56,24 +56,26 @@ function weightText(weight) {
 
 function ancestryText(identity) {
   const weights = record.weights[identity];
-  return parentsOf(identity).map((parent, i) =>
-    `${isExpert(parent) ? title(parent).toLowerCase() : parent}${weights ? ` (${weightText(weights[i])})` : ""}`).join(" and ");
+  const name = (parent) => (isExpert(parent) ? title(parent).replace("Expert", "expert") : `${parent}`);
+  return list(parentsOf(identity).map((parent, i) => name(parent) + (weights ? ` (${weightText(weights[i])})` : "")));
+}
+
+/* A line as long as a share. */
+function bar(share) {
+  const inner = html("i");
+  inner.style.width = `${100 * Math.min(1, Math.max(0, share ?? 0))}%`;
+  return html("span", { class: "bar", "aria-hidden": "true" }, inner);
 }
 
 /* All that is known of an individual, for the tooltip. */
 function describe(identity, note = null) {
   const line = (name, text) => (text ? [html("dt", {}, name), html("dd", {}, text)] : null);
-  const bar = (value) => {
-    const inner = html("i");
-    inner.style.width = `${100 * Math.min(1, Math.max(0, value ?? 0))}%`;
-    return html("span", { class: "bar" }, inner);
-  };
+  const row = (name, value, className = null) => html("tr", { class: className },
+    html("th", { scope: "row" }, name), html("td", {}, className ? null : bar(value)), html("td", {}, score(value)));
   const holds = tasks.filter((_, archive) => elites(archive, state.batch).includes(identity));
   return [
     html("p", { class: "who" }, html("b", {}, title(identity)), html("span", {}, `born in batch ${born[identity]}`)),
-    html("table", {}, tasks.map((task, k) => html("tr", {}, html("th", { scope: "row" }, task),
-      html("td", {}, bar(scores[k][identity])), html("td", {}, score(scores[k][identity])))),
-    html("tr", { class: "mean" }, html("th", { scope: "row" }, "mean"), html("td"), html("td", {}, score(mean(identity))))),
+    html("table", {}, tasks.map((task, k) => row(task, scores[k][identity])), row("mean", mean(identity), "mean")),
     html("dl", {},
       line("parents", ancestryText(identity)),
       line("from", record.archive[identity] >= 0 ? `archive ${tasks[record.archive[identity]]}` : ""),

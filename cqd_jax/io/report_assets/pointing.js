@@ -1,4 +1,4 @@
-/* The tooltip (for the mouse while it hovers, for fingers and keys while something has the focus), and walking by keys. */
+/* The tooltip, for the mouse while it hovers, for fingers and keys while something has the focus; walking by keys. */
 
 const tooltip = place("tooltip");
 let anchor = null;
@@ -17,17 +17,18 @@ function hideTooltip() {
 
 /* Beside its anchor, on the side with room, never over it and never beyond the window. */
 function placeTooltip() {
-  if (!anchor) return;
+  if (!anchor?.isConnected) return hideTooltip();
   const at = anchor.getBoundingClientRect(), own = tooltip.getBoundingClientRect();
   const width = document.documentElement.clientWidth, height = window.innerHeight, gap = 10;
   const right = at.right + gap + own.width < width, left = at.left - gap - own.width > 0;
+  const below = at.bottom + gap + own.height < height;
   const x = right ? at.right + gap : left ? at.left - gap - own.width : (at.left + at.right - own.width) / 2;
-  const y = right || left ? at.top - 20 : at.bottom + gap + own.height < height ? at.bottom + gap : at.top - gap - own.height;
+  const y = right || left ? at.top - 20 : below ? at.bottom + gap : at.top - gap - own.height;
   tooltip.style.left = `${Math.max(8, Math.min(x, width - own.width - 8))}px`;
   tooltip.style.top = `${Math.max(8, Math.min(y, height - own.height - 8))}px`;
 }
 
-/* Elements below `root` explain themselves by `explain(element)`; those that give no contents do nothing. */
+/* Elements below `root` that have a `data-tip` explain themselves by the contents `explain(element)`. */
 function explains(root, explain) {
   const show = (event) => {
     const element = event.target.closest("[data-tip]");
