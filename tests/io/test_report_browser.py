@@ -305,12 +305,24 @@ def test_answers_are_text_and_can_be_filtered(browser):
   assert browser.complaints() == []
 
 
+def long_names():
+  """Texts without a place to break a line."""
+  record = make_record(children=24)
+  names = [f"{'a_very_long_task_name_' * 4}{k}" for k in range(3)]
+  rows = [{**row, "name": "m" * 90, "scores": dict.fromkeys(names, 0.5)} for row in record.rows]
+  samples = [Sample(name, *["q" * 200] * 3, passed=True) for name in names]
+  return dataclasses.replace(
+    record, name="n" * 90, task_names=names, facts={"f" * 90: "x" * 90}, rows=rows, samples=samples, settings="s" * 200
+  )
+
+
 ODD = {
   "two tasks": make_record(num_tasks=2, children=24),
   "four tasks": make_record(num_tasks=4, children=24),
   "voronoi cells": make_record(num_tasks=5, children=24, voronoi=True),
   "unfinished": make_record(children=24, finished=False),
   "one batch": make_record(children=4, finished=False),
+  "long names": long_names(),
   "nobody": nobody(),
   "equal experts": experts(np.full((3, 3), 0.5), [[1, 1, 1], [0, 0, 0], [0, 0, 0]], np.full((3, 3), 4)),
   "an expert failed": experts(
@@ -369,6 +381,19 @@ def test_a_long_lineage_stays_usable(browser):
   assert "bear numbers" in browser.texts("#family-summary")[0]
   assert browser.run("return document.scrollingElement.scrollWidth <= innerWidth")
   assert browser.find("#tree").size["height"] < 900
+  assert browser.complaints() == []
+
+
+def test_of_a_very_large_family_the_youngest_are_drawn(browser):
+  """One of whom each is the child of the one before."""
+  record = make_record(children=1000, batch=8)
+  parents = np.repeat(np.arange(-1, 1002)[:, None], 2, axis=1)
+  parents[:3] = -1
+  browser.open(dataclasses.replace(record, individuals=dataclasses.replace(record.individuals, parents=parents)))
+  browser.run("choose(1002)")
+  assert browser.ids("#tree .node") == [2, *range(203, 1003)]
+  assert "1,000 ancestors" in browser.texts("#family-summary")[0]
+  assert "youngest 800 are drawn" in browser.texts("#family-summary")[0]
   assert browser.complaints() == []
 
 

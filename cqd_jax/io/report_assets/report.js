@@ -65,7 +65,7 @@ function drawScores() {
     rows.some((row) => row.evaluations) ? "scored: how many candidates a method tried on validation." : "",
   ];
   fill("scores-content",
-    html("p", { class: "lead" }, "The share of test questions, new to training and search, that a method answers right."),
+    html("p", { class: "lead" }, "The share of test questions, new to training and search, that is answered right."),
     html("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "Score table" }, scoreTable()),
     html("p", { class: "note" }, explained.filter(Boolean).join(" ")));
 }
