@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import sqlite3
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tyro
@@ -12,19 +14,74 @@ from rich.console import Console
 
 import cqd_jax
 from cqd_jax.config import ConfigError, ExperimentSettings, load_settings
+from cqd_jax.io.interrupt import Stopped
 
 EXAMPLES = """\
-examples:
+from three experts to a report:
   cqd evolve experiments/skills.yaml                     the miniature experiment, a few minutes on 2 cores
   cqd evolve experiments/skills.yaml --seed 1            another seed
   cqd evolve experiments/skills.yaml --evolution.children 400 --evolution.mutation svd
   cqd evolve --help                                      every setting with its default
+
+a run that was stopped, killed, or out of disk:
+  cqd resume runs/skills-seed-0
+
+what it left behind (runs/skills-seed-0 as an example, finished or not):
+  cqd report runs/skills-seed-0                          report.html
+  cqd plot runs/skills-seed-0 --format svg               its pictures for a paper
+  cqd evaluate runs/skills-seed-0 --model aggregate      score a model on the test questions
+  cqd aggregate runs/skills-seed-0 --out merged          the best elites as one model
 """
 
 
+CONFIGURED = ("evolve", "train")
+"""Commands that take a configuration file and every setting as an option."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the command; returns the exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+  """Runs the command; returns the exit code: 0, 2 for a mistake of the user's, 130 where it was stopped."""
   given = list(sys.argv[1:] if arguments is None else arguments)
+  parser = _make_parser()
+  command, rest = parser.parse_known_args(given)
+  if rest and command.command not in CONFIGURED:
+    parser.error(f"unrecognized arguments: {' '.join(rest)}")
+  if command.command in CONFIGURED:
+    return in_words(lambda: _configured(command.command, rest))
+  return in_words(lambda: command.run(command))
+
+
+def in_words(action: Callable[[], object]) -> int:
+  """Runs an action; what goes wrong is one line on standard error, and an exit code as `main` returns it.
+
+  With CQD_TRACEBACK set, errors are raised as they are.
+  """
+  warnings.showwarning = lambda message, *_, **__: print(f"cqd: {message}", file=sys.stderr)
+  # Orbax reads and writes in threads of its own; what goes wrong there is raised here as well, in words.
+  threading.excepthook = lambda _: None
+  sys.unraisablehook = lambda _: None
+  try:
+    action()
+  except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
+    if os.environ.get("CQD_TRACEBACK"):
+      raise
+    print(f"cqd: {error}", file=sys.stderr)
+    return 2
+  except Stopped as stopped:
+    print(f"cqd: {stopped}", file=sys.stderr)
+    return 130
+  except KeyboardInterrupt:
+    print("cqd: stopped at once; what was scored is kept: cqd resume RUN_DIR", file=sys.stderr)
+    return 130
+  return 0
+
+
+def make_console() -> Console:
+  """Standard output; where that is no terminal, lines are wide enough for the table."""
+  console = Console()
+  return console if console.is_terminal else Console(width=120)
+
+
+def _make_parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="cqd",
     description="Evolve a population of neural networks by model merging.",
@@ -36,44 +93,117 @@ def main(arguments: Sequence[str] | None = None) -> int:
   commands.add_parser(
     "evolve", help="train or load the experts, evolve, compare, and write a run directory", add_help=False
   )
-  command, rest = parser.parse_known_args(given)
-  warnings.showwarning = lambda message, *_, **__: print(f"cqd: {message}", file=sys.stderr)
-  try:
-    return {"evolve": _evolve}[command.command](rest)
-  except (ConfigError, ValueError, OSError, RuntimeError) as error:
-    if os.environ.get("CQD_TRACEBACK"):
-      raise
-    print(f"cqd: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("cqd: stopped", file=sys.stderr)
-    return 130
+  commands.add_parser("train", help="only train the base and the experts, into the cache", add_help=False)
+
+  def add(name: str, run: Callable[[argparse.Namespace], None], text: str, epilog: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+      name,
+      help=text,
+      description=f"{text[0].upper()}{text[1:]}.",
+      epilog=epilog,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a directory that `cqd evolve` made")
+    command.set_defaults(run=run)
+    return command
+
+  add("resume", _resume, "go on with a run that was stopped or killed", RESUME)
+  evaluate = add("evaluate", _evaluate, "score a model on a run's questions, every answer executed", EVALUATE)
+  evaluate.add_argument("--model", default="best", help="a name in RUN_DIR/models, or a model folder (default: best)")
+  evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="which questions")
+  aggregate = add("aggregate", _aggregate, "merge the best elites of the archives into one model", AGGREGATE)
+  aggregate.add_argument("--out", type=Path, help="folder to write (default: RUN_DIR/models/aggregate)")
+  report = add("report", _report, "write the page that shows a run, finished or not", REPORT)
+  report.add_argument("--out", type=Path, help="file to write (default: RUN_DIR/report.html)")
+  plot = add("plot", _plot, "write every picture of the report as files, for a paper", PLOT)
+  plot.add_argument("--out", type=Path, help="folder to write into (default: RUN_DIR/figures)")
+  plot.add_argument("--format", nargs="+", choices=("png", "svg", "pdf"), default=["png", "svg"], help="of the files")
+  return parser
 
 
-def make_console() -> Console:
-  """Standard output; where that is no terminal, lines are wide enough for the table."""
-  console = Console()
-  return console if console.is_terminal else Console(width=120)
+RESUME = """\
+The run goes on where it was: trained models, scores and archives are kept after every step, and the result is the same,
+to the bit, as if it had never been interrupted. Ctrl-C stops a run after the iteration at hand, a second one at once.
+
+  cqd resume runs/skills-seed-0
+"""
+
+EVALUATE = """\
+  cqd evaluate runs/skills-seed-0                          the elite with the best mean on validation
+  cqd evaluate runs/skills-seed-0 --model aggregate
+  cqd evaluate runs/skills-seed-0 --model elite-000042 --split validation
+  cqd evaluate runs/skills-seed-0 --model some/folder      a folder that `cqd aggregate --out` wrote
+"""
+
+AGGREGATE = """\
+theta_base + sum over k of beta_k tau_k: tau_k is the task vector of archive k's best elite, beta the softmax of their
+fitnesses (CycleQD's final model). Taken from the newest checkpoint.
+
+  cqd aggregate runs/skills-seed-0 --out merged
+"""
+
+REPORT = """\
+  cqd report runs/skills-seed-0                            then open runs/skills-seed-0/report.html
+"""
+
+PLOT = """\
+  cqd plot runs/skills-seed-0 --format svg pdf --out figures
+"""
 
 
-def _evolve(arguments: list[str]) -> int:
-  """`cqd evolve [CONFIG.yaml] [--a.b value]`: what is on the command line overrides the file."""
+def _configured(command: str, arguments: list[str]) -> None:
+  """`cqd evolve|train CONFIG.yaml [--a.b value]`: what is on the command line overrides the file."""
   has_file = bool(arguments) and not arguments[0].startswith("-")
   default = load_settings(Path(arguments[0])) if has_file else ExperimentSettings()
   if not has_file and not {"-h", "--help"} & set(arguments):
-    raise ConfigError("evolve: expected a configuration file, as in: cqd evolve experiments/skills.yaml")
+    raise ConfigError(f"{command}: expected a configuration file, as in: cqd {command} experiments/skills.yaml")
   settings = tyro.cli(
     ExperimentSettings,
     default=default,
     args=arguments[1:] if has_file else arguments,
-    prog="cqd evolve CONFIG.yaml",
-    description="Settings come from CONFIG.yaml; options override them by their dotted names.",
+    prog=f"cqd {command} CONFIG.yaml",
+    description="Settings come from CONFIG.yaml; options override them by their dotted names.\n\n"
+    f"example: cqd {command} experiments/skills.yaml --seed 1 --evolution.children 400",
   )
-  # Imported here: it loads JAX, and neither --help nor a mistake in the settings needs it.
-  from cqd_jax.experiment.run import run_experiment
+  # Imported where it is used, here and below: it loads JAX, which neither --help nor a mistake needs.
+  if command == "train":
+    from cqd_jax.experiment.commands import train
 
-  run_experiment(settings, make_console())
-  return 0
+    train(settings, make_console())
+  else:
+    from cqd_jax.experiment.run import run_experiment
+
+    run_experiment(settings, make_console())
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+  from cqd_jax.experiment.run import resume_experiment
+
+  resume_experiment(arguments.run_dir, make_console())
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+  from cqd_jax.experiment.commands import evaluate
+
+  evaluate(arguments.run_dir, arguments.model, arguments.split, make_console())
+
+
+def _aggregate(arguments: argparse.Namespace) -> None:
+  from cqd_jax.experiment.commands import aggregate
+
+  aggregate(arguments.run_dir, arguments.out, make_console())
+
+
+def _report(arguments: argparse.Namespace) -> None:
+  from cqd_jax.experiment.commands import report
+
+  report(arguments.run_dir, arguments.out, make_console())
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+  from cqd_jax.experiment.commands import plot
+
+  plot(arguments.run_dir, arguments.out, arguments.format, make_console())
 
 
 if __name__ == "__main__":

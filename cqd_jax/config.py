@@ -9,7 +9,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from cqd_jax.search.emitters import Schedule
+from cqd_jax.types import Schedule
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -100,6 +100,29 @@ class BaselineSettings:
   """Where CMA-ES starts: every weight."""
   step_size: float = 0.15
   """Initial step size of CMA-ES."""
+  nsga2_model: bool = False
+  """NSGA-II over one weight an expert, each task an objective of its own."""
+  nsga2_population: int = 24
+  """Population of NSGA-II."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class OutputSettings:
+  """What a run leaves behind; may be changed between the sessions of a run."""
+
+  checkpoint_every: int = 10
+  """Iterations between checkpoints. Scores are kept after every iteration in any case: nothing is ever scored twice."""
+  checkpoints_kept: int = 3
+  """How many checkpoints are kept while the run goes on; a finished run keeps the last."""
+  tensorboard: bool = True
+  """Metrics of each iteration for TensorBoard, in RUN_DIR/tensorboard."""
+  wandb_project: str = ""
+  """Metrics of each iteration to this project of Weights & Biases (pip install 'cqd_jax[wandb]'); empty: not."""
+  elites: Literal["all", "best", "none"] = "all"
+  """Which elites become model folders: all, the best one of each archive, or none. The best of all and the aggregate
+  always do."""
+  samples: int = 8
+  """Test questions a task whose answers are shown in the report."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -112,6 +135,8 @@ class ExperimentSettings:
   """Of everything: data order, training, evolution, baselines."""
   runs_dir: Path = Path("runs")
   """Run directories go here: NAME-seed-SEED, with a number behind it where that is taken; nothing is overwritten."""
+  run_dir: Path | None = None
+  """The run directory, if its name is to be yours; refused where it exists."""
   cache_dir: Path = Path("cache")
   """Trained experts are kept here by their settings, and reused."""
   candidates_per_batch: int = 1
@@ -134,6 +159,43 @@ class ExperimentSettings:
   """CycleQD."""
   baselines: BaselineSettings = dataclasses.field(default_factory=BaselineSettings)
   """What it is compared with."""
+  output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
+  """What a run leaves behind."""
+
+
+FREE = ("runs_dir", "cache_dir", "run_dir", "workers", "unsafe", "output")
+"""Settings that do not change what is computed, so that a run may be resumed with others."""
+
+
+def changed_settings(before: ExperimentSettings, now: ExperimentSettings) -> dict[str, tuple[Any, Any]]:
+  """Settings that change what is computed and differ: dotted name -> (before, now)."""
+  flat = [_flatten(settings_as_json(settings)) for settings in (before, now)]
+  return {
+    name: (flat[0][name], flat[1][name])
+    for name in flat[0]
+    if flat[0][name] != flat[1][name] and name.split(".")[0] not in FREE
+  }
+
+
+def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
+  """Checks what a type cannot tell, before anything is begun.
+
+  Raises:
+    ConfigError: naming the setting.
+  """
+  evolution, output = settings.evolution, settings.output
+  if not evolution.children or evolution.children % evolution.batch_size:
+    raise ConfigError(
+      f"evolution.children: expected a multiple of evolution.batch_size={evolution.batch_size}, "
+      f"got {evolution.children}"
+    )
+  if len(settings.training.expert_learning_rates) != num_tasks:
+    raise ConfigError(
+      f"training.expert_learning_rates: expected {num_tasks}, one a task, got {settings.training.expert_learning_rates}"
+    )
+  for name in ("checkpoint_every", "checkpoints_kept"):
+    if getattr(output, name) < 1:
+      raise ConfigError(f"output.{name}: expected at least 1, got {getattr(output, name)}")
 
 
 def load_settings(path: Path) -> ExperimentSettings:
@@ -151,15 +213,26 @@ def load_settings(path: Path) -> ExperimentSettings:
     raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
   if not isinstance(content, dict):
     raise ConfigError(f"{path}: expected settings by name, got {type(content).__name__}")
+  return parse_settings(content, str(path))
+
+
+def parse_settings(content: Any, source: str) -> ExperimentSettings:
+  """Settings from what YAML or JSON gave; raises `ConfigError` as `load_settings` does, naming `source`."""
   try:
     return TypeAdapter(ExperimentSettings).validate_python(content)
   except ValidationError as error:
-    raise ConfigError("; ".join(f"{path}: {_explain(problem)}" for problem in error.errors())) from error
+    raise ConfigError("; ".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def settings_as_json(settings: ExperimentSettings) -> dict[str, Any]:
+  """The settings in JSON's types, which `parse_settings` reads back."""
+  content: dict[str, Any] = TypeAdapter(ExperimentSettings).dump_python(settings, mode="json")
+  return content
 
 
 def dump_settings(settings: ExperimentSettings) -> str:
   """The settings as YAML that `load_settings` reads back."""
-  return yaml.safe_dump(TypeAdapter(ExperimentSettings).dump_python(settings, mode="json"), sort_keys=False)
+  return yaml.safe_dump(settings_as_json(settings), sort_keys=False)
 
 
 def _explain(problem: Any) -> str:
@@ -170,6 +243,21 @@ def _explain(problem: Any) -> str:
   return f"{name}: {problem['msg']}, got {problem['input']!r}"
 
 
+def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested settings by dotted names."""
+  flat: dict[str, Any] = {}
+  for name, value in content.items():
+    flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+  return flat
+
+
 def _field_names() -> list[str]:
-  groups: tuple[Any, ...] = (ExperimentSettings, TaskSettings, TrainingSettings, EvolutionSettings, BaselineSettings)
+  groups: tuple[Any, ...] = (
+    ExperimentSettings,
+    TaskSettings,
+    TrainingSettings,
+    EvolutionSettings,
+    BaselineSettings,
+    OutputSettings,
+  )
   return [field.name for group in groups for field in dataclasses.fields(group)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, UInt32
 
 from cqd_jax.types import Params, PRNGKey
 
@@ -67,6 +68,32 @@ def leaf_keys(key: PRNGKey, tree: Params) -> Params:
   """One subkey a leaf, in the structure of `tree`; `key` is consumed."""
   leaves, structure = jax.tree.flatten(tree)
   return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+
+
+@jax.jit
+def fingerprint(tree: Params) -> UInt32[Array, "L"]:
+  """A checksum of the bits of each of L leaves, in the order of `jax.tree.leaves`.
+
+  A leaf with one bit changed, or two entries swapped, has the same checksum once in 2^32 times. Typed PRNG keys are
+  taken by their data. It is a sum over entries, so leaves stay sharded as they are.
+  """
+  return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  if leaf.dtype == jnp.bool_:
+    leaf = leaf.astype(jnp.uint8)
+  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+  bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)  # 8 bytes become two on a new last axis
+  position = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, length in enumerate(bits.shape):
+    position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+  # The multipliers of MurmurHash3's final mix (Appleby, public domain).
+  mixed = (bits ^ (position * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
+  mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+  return (mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32)
 
 
 def num_parameters(tree: Params) -> int:

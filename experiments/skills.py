@@ -9,17 +9,15 @@ of the same settings is not run again, so the command can be stopped and repeate
 import argparse
 import dataclasses
 import json
-import math
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from cqd_jax.cli import make_console
 from cqd_jax.config import ExperimentSettings, load_settings
 from cqd_jax.experiment.run import run_experiment
+from cqd_jax.experiment.seeds import markdown, table, with_error
 
 HERE = Path(__file__).parent
 
@@ -66,32 +64,17 @@ def figures(results: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, l
   return columns, methods
 
 
-def with_error(values: list[float]) -> str:
-  """Mean and standard error of the mean over seeds."""
-  if not values:
-    return ""
-  error = f" ±{stdev(values) / math.sqrt(len(values)):.3f}".replace("±0.", "±.") if len(values) > 1 else ""
-  return f"{mean(values):.3f}".replace("0.", ".", 1) + error
-
-
 def seeds_table(results: list[dict[str, Any]]) -> Table:
   """For the terminal."""
   columns, methods = figures(results)
-  table = Table(title=f"{len(results)} seeds, mean ± standard error", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-  table.add_column("model", no_wrap=True)
-  for column in columns:
-    table.add_column(column, justify="right", no_wrap=True)
-  for name, values in methods:
-    table.add_row(name, *map(with_error, values))
-  return table
+  rows = [[name, *map(with_error, values)] for name, values in methods]
+  return table(f"{len(results)} seeds, mean ± standard error", ["model", *columns], rows)
 
 
 def seeds_markdown(results: list[dict[str, Any]]) -> str:
   """For a README."""
   columns, methods = figures(results)
-  lines = ["| " + " | ".join(["model", *columns]) + " |", "|" + "---|" * (len(columns) + 1)]
-  lines += ["| " + " | ".join([name, *map(with_error, values)]) + " |" for name, values in methods]
-  return "\n".join(lines) + "\n"
+  return markdown(["model", *columns], [[name, *map(with_error, values)] for name, values in methods])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The archives: cells, repertoire, selectors, metrics."""
 
 from cqd_jax.archive.cells import Cells, Centroids, Grid
-from cqd_jax.archive.metrics import coverage, cycling_metrics, max_fitness, qd_score
+from cqd_jax.archive.metrics import coverage, cycling_metrics, holders, max_fitness, qd_score
 from cqd_jax.archive.repertoire import CyclingRepertoire, Individual, Lineage
 from cqd_jax.archive.selectors import (
   RuleSelector,
@@ -22,6 +22,7 @@ __all__ = [
   "coverage",
   "cycling_metrics",
   "elite_sampling",
+  "holders",
   "max_fitness",
   "qd_score",
   "reference_elite_sampling",

@@ -1,7 +1,7 @@
 """Figures of a repertoire, one for each of its K archives."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cqd_jax.archive.repertoire import EMPTY, CyclingRepertoire
 from cqd_jax.types import Metrics
@@ -22,6 +22,15 @@ def qd_score(repertoire: CyclingRepertoire, *, offset: float | int = 0.0) -> Flo
 def max_fitness(repertoire: CyclingRepertoire) -> Float[Array, "K"]:
   """The best fitness; -inf for an empty archive."""
   return repertoire.fitnesses.max(axis=-1)
+
+
+def holders(repertoire: CyclingRepertoire, identities: Int[Array, "P"]) -> Bool[Array, "P K"]:
+  """Which archives now hold each of P individuals, by their identities; none for one that is not in the pool."""
+  known = repertoire.lineage.identity
+  order = jnp.argsort(known)
+  place = jnp.minimum(jnp.searchsorted(known[order], identities), known.shape[0] - 1)
+  slots = order[place]
+  return repertoire.held[slots] & (known[slots] == identities)[:, None]
 
 
 def cycling_metrics(repertoire: CyclingRepertoire) -> Metrics:

@@ -10,14 +10,14 @@ from cqd_jax.experiment.lab import Lab, Method, individual, population_of_one
 from cqd_jax.genotypes.coefficients import apply_coefficients, group_leaves
 from cqd_jax.io.progress import progress
 from cqd_jax.operators import task_arithmetic, uniform_average
-from cqd_jax.search.baselines import VectorSearch, cma_es, random_search
+from cqd_jax.search.baselines import VectorSearch, cma_es, nsga2, random_search
 from cqd_jax.types import Genotype, Params, PRNGKey
 
 
 def plain_methods(lab: Lab) -> list[Method]:
   """Base, experts, uniform average, and task arithmetic with its scale chosen on validation."""
-  passed = lab.score(lab.validation, lab.experts)
-  names = lab.validation.task_names
+  passed = lab.score(lab.suite.validation, lab.experts)
+  names = lab.task_names
   experts = [Method(f"expert {name}", individual(lab.experts, index), 0) for index, name in enumerate(names)]
   swarm = Method("the experts together", None, 0, members=functools.partial(individual, lab.experts), passed=passed)
   zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), lab.experts)
@@ -25,8 +25,9 @@ def plain_methods(lab: Lab) -> list[Method]:
   with progress(lab.console, "task arithmetic", len(scales)) as advance:
     means = []
     for scale in scales:
+      lab.interrupt.check()
       merged = task_arithmetic(lab.experts, scale)
-      means.append(lab.score(lab.validation, population_of_one(merged)).mean())
+      means.append(lab.score(lab.suite.validation, population_of_one(merged)).mean())
       advance(note=f"scale {scale:g}: {means[-1]:.3f}")
   best_scale = scales[int(np.argmax(means))]
   return [
@@ -44,9 +45,9 @@ def plain_methods(lab: Lab) -> list[Method]:
 
 
 def searched_methods(lab: Lab, key: PRNGKey) -> list[Method]:
-  """Random search and CMA-ES over merge coefficients, each with as many evaluations as evolution."""
+  """Random search, CMA-ES and NSGA-II over merge coefficients, each with as many evaluations as evolution."""
   settings = lab.settings.baselines
-  num_experts = len(lab.validation.task_names)
+  num_experts = len(lab.task_names)
   size = {
     granularity: num_experts * group_leaves(individual(lab.experts, 0), granularity).size
     for granularity in ("model", "kernel")
@@ -61,6 +62,16 @@ def searched_methods(lab: Lab, key: PRNGKey) -> list[Method]:
     planned.append(("CMA-ES, per model", "model", cma(start((size["model"],)))))
   if settings.cma_es_kernel:
     planned.append(("CMA-ES, per kernel", "kernel", cma(start((size["kernel"],)))))
+  if settings.nsga2_model:
+    search = nsga2(
+      size["model"],
+      num_tasks=num_experts,
+      batch_size=settings.batch_size,
+      population_size=settings.nsga2_population,
+      low=0.0,
+      high=1.0,
+    )
+    planned.append(("NSGA-II, per model", "model", search))
   keys = jax.random.split(key, max(len(planned), 1))
   return [
     _search(lab, name, granularity, search, search_key)
@@ -71,7 +82,7 @@ def searched_methods(lab: Lab, key: PRNGKey) -> list[Method]:
 def _search(lab: Lab, name: str, granularity: str, search: VectorSearch, key: PRNGKey) -> Method:
   """Runs one search over merge coefficients, maximising the mean validation score."""
   groups = group_leaves(individual(lab.experts, 0), granularity)
-  num_experts = len(lab.validation.task_names)
+  num_experts = len(lab.task_names)
   budget = lab.settings.evolution.children
 
   @jax.jit
@@ -85,9 +96,10 @@ def _search(lab: Lab, name: str, granularity: str, search: VectorSearch, key: PR
   with progress(lab.console, name, budget) as advance:
     done = 0
     while done < budget:
+      lab.interrupt.check()
       key, ask_key = jax.random.split(key)
       candidates = search.ask(state, ask_key)
-      passed = lab.score(lab.validation, merge_all(candidates, lab.experts))[: budget - done]
+      passed = lab.score(lab.suite.validation, merge_all(candidates, lab.experts))[: budget - done]
       if len(passed) == len(candidates):  # the last batch may be cut to keep the budgets equal
         state = search.tell(state, candidates, jnp.asarray(passed.mean(axis=-1), jnp.float32))
       candidates_so_far.append(np.asarray(candidates)[: len(passed)])

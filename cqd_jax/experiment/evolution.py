@@ -1,8 +1,12 @@
-"""CycleQD on the skills: the loop around ask, executed answers and tell, and the models that it gives."""
+"""CycleQD on a suite: the loop around ask, executed answers and tell; it can be killed at any moment and goes on."""
 
 import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +15,15 @@ from cqd_jax.archive import (
   CyclingRepertoire,
   Grid,
   elite_sampling,
+  holders,
   reference_elite_sampling,
   uniform_sampling,
 )
-from cqd_jax.config import EvolutionSettings
+from cqd_jax.config import EvolutionSettings, settings_as_json
 from cqd_jax.experiment.lab import Lab, Method
+from cqd_jax.io.checkpoint import Checkpoints
+from cqd_jax.io.history import Batch
+from cqd_jax.io.loggers import MetricsLogger, TensorBoardLogger, WandbLogger, all_closed
 from cqd_jax.io.progress import progress
 from cqd_jax.operators import (
   aggregate,
@@ -26,7 +34,7 @@ from cqd_jax.operators import (
   svd_mutation,
 )
 from cqd_jax.search import CycleQD, CycleQDEmitter
-from cqd_jax.types import Genotype, PRNGKey
+from cqd_jax.types import ArrayField, Genotype, Metrics, PRNGKey
 
 RULES = {
   "elite": elite_sampling,
@@ -35,28 +43,36 @@ RULES = {
 }
 
 
-class Evolved(NamedTuple):
-  """What evolution ends with: all that its next iteration would depend on, and its figures.
+class Moment(flax.struct.PyTreeNode):
+  """All that the next iteration depends on; what a checkpoint holds.
 
   Attributes:
     repertoire: the archives; extra score "passed" `[M, K, B]`: the validation questions answered right.
     emitter_state: of `CycleQDEmitter`.
     key: for the next iteration.
-    history: the metrics after each iteration.
+  """
+
+  repertoire: CyclingRepertoire
+  emitter_state: Any
+  key: ArrayField
+
+
+class Evolved(NamedTuple):
+  """What evolution ends with.
+
+  Attributes:
+    repertoire: the archives, as in `Moment`.
     evaluations: children scored.
     expert_scores: `[K, K]` validation scores of the initial experts.
   """
 
   repertoire: CyclingRepertoire
-  emitter_state: Any
-  key: PRNGKey
-  history: list[dict[str, Any]]
   evaluations: int
   expert_scores: np.ndarray
 
 
 def make_emitter(settings: EvolutionSettings, experts: Genotype) -> CycleQDEmitter:
-  """The emitter that the settings describe."""
+  """The emitter that the settings describe; it tells the merge weights as "crossover"."""
   mutations = {
     "none": None,
     "gaussian": functools.partial(gaussian_mutation, std=settings.mutation_size),
@@ -71,7 +87,9 @@ def make_emitter(settings: EvolutionSettings, experts: Genotype) -> CycleQDEmitt
       std=settings.merge_std,
       granularity=settings.merge_granularity,
       normalise=settings.merge_normalise,
+      with_weights=True,
     ),
+    crossover_has_aux=True,
     mutation=mutations[settings.mutation],
     task_context=jax.vmap(factorise)(experts) if settings.mutation == "expert_svd" else None,
     rule=RULES[settings.selection],
@@ -80,51 +98,176 @@ def make_emitter(settings: EvolutionSettings, experts: Genotype) -> CycleQDEmitt
   )
 
 
-def evolve(lab: Lab, key: PRNGKey) -> Evolved:
-  """Runs CycleQD from the experts.
+class Evolution:
+  """CycleQD from the experts, in a run directory.
 
-  Raises:
-    ValueError: if the number of children is no multiple of the batch size.
+  Every scored batch is in the history before the next begins, and every so many batches there is a checkpoint. A new
+  `Evolution` on the same directory goes on from the newest checkpoint that is whole; what was scored after it is
+  remembered, so only moments are lost, and the result is the same to the bit.
+
+  Args:
+    lab: models, questions, history.
+    run_dir: where checkpoints and metrics go.
+    key: of the whole evolution; consumed.
   """
-  settings = lab.settings.evolution
-  num_iterations, remainder = divmod(settings.children, settings.batch_size)
-  if remainder or not num_iterations:
-    raise ValueError(
-      f"evolution.children: expected a multiple of evolution.batch_size={settings.batch_size}, got {settings.children}"
+
+  def __init__(self, lab: Lab, run_dir: Path, key: PRNGKey):
+    self._lab = lab
+    self._run_dir = run_dir
+    self._settings = lab.settings.evolution
+    key, self._init_key = jax.random.split(key)
+    self._first_key = key
+    self._cycleqd = CycleQD(None, make_emitter(self._settings, lab.experts))
+    self._ask = jax.jit(self._cycleqd.ask)
+    self._tell = jax.jit(self._tell_batch, donate_argnames=("moment",))
+
+  def run(self) -> Evolved:
+    """Evolves to the end.
+
+    Raises:
+      Stopped: after an iteration during which somebody asked for it; a checkpoint is then on disk.
+    """
+    lab, settings = self._lab, self._settings
+    num_batches = settings.children // settings.batch_size
+    moment, expert_scores = self._begin()
+    with Checkpoints(self._run_dir / "checkpoints", keep=lab.settings.output.checkpoints_kept) as checkpoints:
+      done, moment = checkpoints.load_newest(moment, at_most=lab.history.num_batches - 1) or (0, moment)
+      with (
+        progress(lab.console, "evolving", settings.children, done=done * settings.batch_size) as advance,
+        all_closed(self._loggers(done)) as loggers,
+      ):
+        for number in range(done + 1, num_batches + 1):
+          moment, figures = self._iterate(number, moment, loggers)
+          stopping = lab.interrupt.requested
+          if stopping or number == num_batches or number % lab.settings.output.checkpoint_every == 0:
+            with lab.clock.recording():
+              checkpoints.save(number, moment)
+          advance(settings.batch_size, note=f"best mean {figures['best_mean']:.3f}, {figures['num_elites']} elites")
+          if stopping:
+            checkpoints.wait()
+            lab.interrupt.check()
+    return Evolved(moment.repertoire, settings.children, expert_scores)
+
+  def restore(self) -> tuple[int, Evolved]:
+    """The newest checkpoint that is whole, without going on: its batch, and what evolution would end with there.
+
+    Batch 0, the experts alone, if there is no checkpoint yet.
+    """
+    moment, expert_scores = self._begin()
+    with Checkpoints(self._run_dir / "checkpoints") as checkpoints:
+      done, moment = checkpoints.load_newest(moment, at_most=self._lab.history.num_batches - 1) or (0, moment)
+    return done, Evolved(moment.repertoire, done * self._settings.batch_size, expert_scores)
+
+  def _begin(self) -> tuple[Moment, np.ndarray]:
+    """Scores the experts, and files them in the archives."""
+    lab, settings = self._lab, self._settings
+    started = time.perf_counter()
+    passed = lab.score(lab.suite.validation, lab.experts)
+    seconds = time.perf_counter() - started
+    scores = passed.mean(axis=-1)
+    repertoire, emitter_state, metrics = self._cycleqd.init_ask_tell(
+      lab.experts,
+      scores,
+      Grid.from_experts(scores, shape=settings.cells),
+      self._init_key,
+      extra_scores={"passed": jnp.asarray(passed)},
+      capacity=len(passed) + settings.children,  # no more individuals will ever be
     )
-  passed = lab.score(lab.validation, lab.experts)
-  expert_scores = passed.mean(axis=-1)
-  cells = Grid.from_experts(expert_scores, shape=settings.cells)
-  cycleqd = CycleQD(None, make_emitter(settings, lab.experts))
-  key, init_key = jax.random.split(key)
-  repertoire, state, _ = cycleqd.init_ask_tell(
-    lab.experts,
-    expert_scores,
-    cells,
-    init_key,
-    extra_scores={"passed": jnp.asarray(passed)},
-    capacity=len(passed) + settings.children,  # no more individuals will ever be
-  )
-  ask = jax.jit(cycleqd.ask)
-  tell = jax.jit(cycleqd.tell, donate_argnames=("repertoire", "emitter_state"))
-  history: list[dict[str, Any]] = []
-  with progress(lab.console, "evolving", settings.children) as advance:
-    for iteration in range(num_iterations):
-      key, ask_key = jax.random.split(key)
-      children, extra_info = ask(repertoire, state, ask_key)
-      passed = lab.score(lab.validation, children)
-      repertoire, state, metrics = tell(
-        genotypes=children,
-        scores=jnp.asarray(passed.mean(axis=-1), jnp.float32),
-        repertoire=repertoire,
-        emitter_state=state,
-        extra_scores={"passed": jnp.asarray(passed)},
-        extra_info=extra_info,
+    identities = np.arange(len(passed))
+    nobody = np.full((len(passed), 2), -1)
+    with lab.clock.recording():
+      lab.history.add(
+        Batch(
+          number=0,
+          identities=identities,
+          archive=nobody[:, 0],
+          parents=nobody,
+          weights=[None] * len(passed),
+          mutation=[""] * len(passed),
+          scores=scores,
+          taken=np.asarray(holders(repertoire, jnp.asarray(identities, jnp.int32))),
+          seconds=seconds,
+          metrics=_figures(metrics),
+        )
       )
-      figures = {name: np.asarray(value).tolist() for name, value in metrics.items()}
-      history.append({"iteration": iteration, **figures})
-      advance(len(passed), note=f"best mean {figures['best_mean']:.3f}, {figures['num_elites']} elites")
-  return Evolved(repertoire, state, key, history, settings.children, expert_scores)
+    # A copy of the key: the moment is donated, and this object must be able to begin again.
+    return Moment(repertoire, emitter_state, jnp.copy(self._first_key)), scores
+
+  def _iterate(self, number: int, moment: Moment, loggers: Sequence[MetricsLogger]) -> tuple[Moment, dict[str, Any]]:
+    """One batch: ask, score, tell, and write it down."""
+    lab = self._lab
+    key, ask_key = jax.random.split(moment.key)
+    children, info = self._ask(moment.repertoire, moment.emitter_state, ask_key)
+    started = time.perf_counter()
+    passed = lab.score(lab.suite.validation, children)
+    seconds = time.perf_counter() - started
+    scores = passed.mean(axis=-1)
+    moment, metrics, identities, taken = self._tell(
+      moment.replace(key=key), children, scores.astype(np.float32), passed, info
+    )
+    figures = _figures(metrics)
+    mutation = (
+      "" if self._settings.mutation == "none" else f"{self._settings.mutation} {self._settings.mutation_size:g}"
+    )
+    with lab.clock.recording():
+      lab.history.add(
+        Batch(
+          number=number,
+          identities=np.asarray(identities),
+          archive=np.asarray(info["archive"]),
+          parents=np.asarray(info["parents"]),
+          weights=list(np.asarray(info["crossover"])),
+          mutation=[mutation] * len(passed),
+          scores=scores,
+          taken=np.asarray(taken),
+          seconds=seconds,
+          metrics=figures,
+        )
+      )
+      for logger in loggers:
+        logger.log(number, _by_task(figures, lab.task_names))
+    return moment, figures
+
+  def _tell_batch(
+    self, moment: Moment, children: Genotype, scores: jax.Array, passed: jax.Array, info: dict[str, Any]
+  ) -> tuple[Moment, Metrics, jax.Array, jax.Array]:
+    identities = moment.repertoire.num_offered + jnp.arange(scores.shape[0], dtype=jnp.int32)
+    repertoire, emitter_state, metrics = self._cycleqd.tell(
+      genotypes=children,
+      scores=scores,
+      repertoire=moment.repertoire,
+      emitter_state=moment.emitter_state,
+      extra_scores={"passed": passed},
+      extra_info=info,
+    )
+    taken = holders(repertoire, identities)
+    return moment.replace(repertoire=repertoire, emitter_state=emitter_state), metrics, identities, taken
+
+  def _loggers(self, done: int) -> list[MetricsLogger]:
+    output = self._lab.settings.output
+    loggers: list[MetricsLogger] = []
+    if output.tensorboard:
+      loggers.append(TensorBoardLogger(self._run_dir / "tensorboard", first_step=done + 1))
+    if output.wandb_project:
+      config = settings_as_json(self._lab.settings)
+      name = self._run_dir.name
+      loggers.append(WandbLogger(output.wandb_project, name=name, folder=self._run_dir / "wandb", config=config))
+    return loggers
+
+
+def _figures(metrics: Metrics) -> dict[str, Any]:
+  return {name: np.asarray(value).tolist() for name, value in metrics.items()}
+
+
+def _by_task(figures: dict[str, Any], task_names: Sequence[str]) -> dict[str, float]:
+  """Figures one by one, as loggers take them: those of K archives as "coverage/coding"."""
+  named: dict[str, float] = {}
+  for name, value in figures.items():
+    if isinstance(value, list):
+      named |= {f"{name}/{task}": entry for task, entry in zip(task_names, value, strict=True)}
+    else:
+      named[name] = value
+  return named
 
 
 def best_elite(evolved: Evolved) -> Method:

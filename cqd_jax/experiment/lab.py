@@ -1,8 +1,10 @@
-"""What the stages of an experiment share: the models, the two splits that score them, and what a method gives."""
+"""What the stages of an experiment share: the questions, the models, where scores are kept, and what a method gives."""
 
+import contextlib
 import dataclasses
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -10,11 +12,68 @@ from jaxtyping import Bool
 from rich.console import Console
 
 from cqd_jax.config import ExperimentSettings
+from cqd_jax.io.history import History
+from cqd_jax.io.interrupt import Interrupt
+from cqd_jax.io.sandbox import Sandbox
 from cqd_jax.operators import apply_task_vector
 from cqd_jax.tasks.evaluation import Evaluation
+from cqd_jax.tasks.skills import skills
+from cqd_jax.tasks.skills.training import MINIATURE, prompt_tokens
+from cqd_jax.tasks.skills.vocabulary import END, PAD, decode
+from cqd_jax.tasks.task import Split, Task
+from cqd_jax.trees import fingerprint
 from cqd_jax.types import Genotype, Params
 
 Passed = Bool[np.ndarray, "N K B"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """The tasks of an experiment, and the two splits that score models on them.
+
+  Attributes:
+    tasks: K tasks.
+    validation: scores candidates while searching.
+    test: scores what is reported.
+  """
+
+  tasks: tuple[Task, ...]
+  validation: Evaluation
+  test: Evaluation
+
+
+@contextlib.contextmanager
+def open_suite(settings: ExperimentSettings) -> Iterator[Suite]:
+  """The suite that the settings describe, with a sandbox that executes answers while the block runs.
+
+  Raises:
+    SandboxUnavailable: where nothing isolates answers and `settings.unsafe` is not set.
+  """
+  sizes: dict[Split, int] = {
+    "train": settings.tasks.train,
+    "validation": settings.tasks.validation,
+    "test": settings.tasks.test,
+  }
+  tasks = skills(sizes=sizes, seed=settings.seed)
+  workers = settings.workers or os.cpu_count() or 1
+  with Sandbox([task.harness for task in tasks], workers=workers, unsafe=settings.unsafe) as sandbox:
+
+    def evaluation(split: Split) -> Evaluation:
+      return Evaluation(
+        tasks,
+        split,
+        encode=prompt_tokens,
+        decode=decode,
+        config=MINIATURE,
+        execute=sandbox.run,
+        max_new_tokens=settings.max_new_tokens,
+        end_id=END,
+        pad_id=PAD,
+        group_size=settings.candidates_per_batch,
+        num_buckets=settings.prompt_buckets,
+      )
+
+    yield Suite(tasks, evaluation("validation"), evaluation("test"))
 
 
 @dataclasses.dataclass
@@ -26,12 +85,21 @@ class Clock:
     answers: answers graded.
     decode_s: seconds of decoding, from params to texts.
     grade_s: seconds of executing and judging.
+    record_s: seconds of writing history, checkpoints and metrics, as far as evolution waits for it.
   """
 
   candidates: int = 0
   answers: int = 0
   decode_s: float = 0.0
   grade_s: float = 0.0
+  record_s: float = 0.0
+
+  @contextlib.contextmanager
+  def recording(self) -> Iterator[None]:
+    """Counts a block as recording."""
+    started = time.perf_counter()
+    yield
+    self.record_s += time.perf_counter() - started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +111,9 @@ class Lab:
     console: where progress goes.
     base: params of the base model.
     experts: the experts' task vectors, leaves `[K, ...]`.
-    validation: scores candidates while searching.
-    test: scores what is reported.
+    suite: scores models.
+    history: where scores are kept.
+    interrupt: whether somebody asked to stop; stages look at it where nothing would be lost.
     clock: counts the scoring.
   """
 
@@ -52,20 +121,35 @@ class Lab:
   console: Console
   base: Params
   experts: Params
-  validation: Evaluation
-  test: Evaluation
+  suite: Suite
+  history: History
+  interrupt: Interrupt
   clock: Clock = dataclasses.field(default_factory=Clock)
 
+  @property
+  def task_names(self) -> list[str]:
+    """The K names."""
+    return self.suite.validation.task_names
+
   def score(self, evaluation: Evaluation, task_vectors: Genotype) -> Passed:
-    """Which questions each of P task vectors (leaves `[P, ...]`) answers right, `[P, K, B]`."""
+    """Which questions each of P task vectors (leaves `[P, ...]`) answers right, `[P, K, B]`.
+
+    What was scored once is remembered, by the bits of the task vectors, also by the next process of a resumed run.
+    """
+    models = np.asarray(fingerprint(task_vectors)).tobytes().hex()
+    if (known := self.history.recall(evaluation.split, models)) is not None:
+      return known
     started = time.perf_counter()
-    answers = evaluation.answer(_materialise(self.base, task_vectors))
+    answers = evaluation.answer(materialise(self.base, task_vectors))
     decoded = time.perf_counter()
     passed = evaluation.grade(answers)
+    graded = time.perf_counter()
     self.clock.candidates += len(passed)
     self.clock.answers += passed.size
     self.clock.decode_s += decoded - started
-    self.clock.grade_s += time.perf_counter() - decoded
+    self.clock.grade_s += graded - decoded
+    with self.clock.recording():
+      self.history.remember(evaluation.split, models, passed, graded - started)
     return passed
 
 
@@ -101,5 +185,6 @@ def population_of_one(genotype: Params) -> Genotype:
 
 
 @jax.jit
-def _materialise(base: Params, task_vectors: Genotype) -> Params:
+def materialise(base: Params, task_vectors: Genotype) -> Params:
+  """The params of P models, leaves `[P, ...]`."""
   return jax.vmap(apply_task_vector, in_axes=(None, 0))(base, task_vectors)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,14 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from cqd_jax.config import ExperimentSettings, TrainingSettings
+from cqd_jax.experiment.lab import Suite
+from cqd_jax.io.interrupt import Interrupt
 from cqd_jax.io.params import load_params, save_params
 from cqd_jax.io.progress import progress
 from cqd_jax.operators import task_vector
 from cqd_jax.tasks.evaluation import Evaluation
 from cqd_jax.tasks.skills.training import MINIATURE, Trainer
-from cqd_jax.tasks.task import Example, Task
+from cqd_jax.tasks.task import Example
 from cqd_jax.types import Params, PRNGKey
 
 FIRST_CHECK, STEPS_BETWEEN_CHECKS = 24, 4
@@ -24,82 +25,88 @@ RECIPE = 1
 
 
 def load_or_train(
-  settings: ExperimentSettings, suite: Sequence[Task], validation: Evaluation, key: PRNGKey, console: Console
+  settings: ExperimentSettings,
+  suite: Suite,
+  key: PRNGKey,
+  console: Console,
+  interrupt: Interrupt,
 ) -> tuple[Params, Params]:
   """The base params, and the experts' task vectors with leaves `[K, ...]`, one expert a task.
 
+  Each model is kept in the cache as soon as it is trained, so that training goes on where it was ended.
+
   Raises:
-    ValueError: if there is not one expert learning rate a task, or a cached file is damaged.
+    ValueError: if a cached file is damaged, naming it.
+    Stopped: if somebody asked for it.
   """
-  if len(settings.training.expert_learning_rates) != len(suite):
-    raise ValueError(
-      f"training.expert_learning_rates: expected {len(suite)}, one a task, got "
-      f"{settings.training.expert_learning_rates}"
-    )
-  examples = {task.name: list(task.examples("train")) for task in suite}
+  examples = {task.name: list(task.examples("train")) for task in suite.tasks}
   folder = settings.cache_dir / _fingerprint(settings, examples)
   paths = {name: folder / f"{name}.safetensors" for name in ("base", *examples)}
   if all(path.is_file() for path in paths.values()):
     console.print(f"base and experts: from {folder}", highlight=False)
-  else:
-    trainer = Trainer(MINIATURE, batch_size=settings.training.rows, row_length=settings.training.row_length)
-    base = _train_base(settings.training, trainer, examples, validation, key, settings.seed, console)
-    for index, (name, own) in enumerate(examples.items()):
-      expert = _train_expert(settings.training, trainer, base, name, own, index, settings.seed, console)
-      save_params(paths[name], expert)
-    save_params(paths["base"], base)  # last: with it the cache entry is whole
+  trainer = Trainer(MINIATURE, batch_size=settings.training.rows, row_length=settings.training.row_length)
+  if not paths["base"].is_file():
+    base = _train_base(settings, trainer, examples, suite.validation, key, console, interrupt)
+    save_params(paths["base"], base)
   base = load_params(paths["base"])
+  for index, (name, own) in enumerate(examples.items()):
+    if not paths[name].is_file():
+      save_params(paths[name], _train_expert(settings, trainer, base, name, own, index, console, interrupt))
   experts = [task_vector(load_params(paths[name]), base) for name in examples]
   return base, jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts)
 
 
 def _train_base(
-  settings: TrainingSettings,
+  settings: ExperimentSettings,
   trainer: Trainer,
   examples: dict[str, list[Example]],
   validation: Evaluation,
   key: PRNGKey,
-  seed: int,
   console: Console,
+  interrupt: Interrupt,
 ) -> Params:
   """Trains on the mixture, until the base knows the format but not the skills."""
+  training = settings.training
   mixture = [example for own in examples.values() for example in own]
-  with progress(console, "training the base", settings.base_schedule_steps) as advance:
+  with progress(console, "training the base", training.base_schedule_steps) as advance:
 
     def finished(steps: int, params: Params) -> bool:
+      interrupt.check()
       if steps < FIRST_CHECK or steps % STEPS_BETWEEN_CHECKS:
         advance()
         return False
       score = float(validation(jax.tree.map(lambda leaf: leaf[None], params)).mean())
       advance(note=f"validation {score:.3f}")
-      return score >= settings.base_stop_at
+      return score >= training.base_stop_at
 
     return trainer.fit(
       trainer.init(key),
       mixture,
-      steps=settings.base_schedule_steps,
-      schedule_steps=settings.base_schedule_steps,
-      peak=settings.base_learning_rate,
-      seed=seed,
+      steps=training.base_schedule_steps,
+      schedule_steps=training.base_schedule_steps,
+      peak=training.base_learning_rate,
+      seed=settings.seed,
       finished=finished,
     )
 
 
 def _train_expert(
-  settings: TrainingSettings,
+  settings: ExperimentSettings,
   trainer: Trainer,
   base: Params,
   name: str,
   examples: list[Example],
   index: int,
-  seed: int,
   console: Console,
+  interrupt: Interrupt,
 ) -> Params:
   """Fine-tunes the base on one task."""
-  with progress(console, f"training expert {name}", settings.expert_steps) as advance:
+  training = settings.training
+  with progress(console, f"training expert {name}", training.expert_steps) as advance:
 
     def count(steps: int, params: Params) -> bool:
       del steps
+      interrupt.check()
       jax.block_until_ready(params)  # else the bar would run ahead of the training
       advance()
       return False
@@ -107,10 +114,10 @@ def _train_expert(
     return trainer.fit(
       base,
       examples,
-      steps=settings.expert_steps,
-      schedule_steps=settings.expert_steps,
-      peak=settings.expert_learning_rates[index],
-      seed=seed * 1000 + index + 1,
+      steps=training.expert_steps,
+      schedule_steps=training.expert_steps,
+      peak=training.expert_learning_rates[index],
+      seed=settings.seed * 1000 + index + 1,
       finished=count,
     )
 

@@ -1,14 +1,10 @@
-"""The table: every method on the test split, and the files of a run directory."""
+"""The table: every method on the test split, for a terminal and for a README."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich import box
 from rich.table import Table
 
@@ -45,6 +41,7 @@ def score_on_test(lab: Lab, methods: Sequence[Method]) -> list[Row]:
   rows = []
   with progress(lab.console, "scoring on test", len(methods)) as advance:
     for method in methods:
+      lab.interrupt.check()
       rows.append(_score_row(lab, method))
       advance(note=f"{method.name}: {rows[-1].mean:.3f}" if rows[-1].scores else method.name)
   return rows
@@ -54,8 +51,8 @@ def _score_row(lab: Lab, method: Method) -> Row:
   solved = _solved_by_members(lab, method)
   if method.model is None:
     return Row(method.name, {}, None, None, method.evaluations, solved, method.chosen)
-  scores = lab.score(lab.test, population_of_one(method.model))[0].mean(axis=-1)
-  by_task = dict(zip(lab.test.task_names, scores.tolist(), strict=True))
+  scores = lab.score(lab.suite.test, population_of_one(method.model))[0].mean(axis=-1)
+  by_task = dict(zip(lab.suite.test.task_names, scores.tolist(), strict=True))
   mean, minimum = float(scores.mean()), float(scores.min())
   return Row(method.name, by_task, mean, minimum, method.evaluations, solved, method.chosen)
 
@@ -67,7 +64,7 @@ def _solved_by_members(lab: Lab, method: Method) -> dict[int, float]:
     return {}
   chosen = choose_members(method.passed.reshape(len(method.passed), -1), max(sizes))
   members = [method.members(index) for index in chosen]
-  passed = lab.score(lab.test, jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+  passed = lab.score(lab.suite.test, jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
   flat = passed.reshape(len(passed), -1)
   return {size: share_solved(flat[:size]) for size in sizes}
 
@@ -106,16 +103,3 @@ def _columns(task_names: Sequence[str], swarm_sizes: Sequence[int]) -> list[str]
 def _values(row: Row, task_names: Sequence[str], swarm_sizes: Sequence[int]) -> list[float | None]:
   scores = [row.scores.get(name) for name in task_names]
   return [*scores, row.mean, row.minimum, *(row.solved.get(size) for size in swarm_sizes)]
-
-
-def write_json(path: Path, content: Any) -> None:
-  """Writes JSON that a person can read."""
-  path.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    return dataclasses.asdict(value)
-  if isinstance(value, np.ndarray | jax.Array):
-    return np.asarray(value).tolist()
-  return str(value)

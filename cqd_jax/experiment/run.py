@@ -1,31 +1,34 @@
-"""One run of the skills experiment: `run_experiment(settings, console)` makes a run directory."""
+"""A run from its first stage to its report; each stage finds what an earlier session has done, so a run can be resumed.
+
+Train, evolve, compare, test, write: scores are remembered in the history, trained models in the cache, evolution in
+checkpoints, and `scores.json` is written last, when everything else is there.
+"""
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich.console import Console
 
-from cqd_jax.config import ExperimentSettings, dump_settings
+from cqd_jax.config import ExperimentSettings, check_settings
 from cqd_jax.experiment.comparison import plain_methods, searched_methods
-from cqd_jax.experiment.evolution import Evolved, aggregated, best_elite, evolve
-from cqd_jax.experiment.lab import Lab
+from cqd_jax.experiment.evolution import Evolution, Evolved, aggregated, best_elite
+from cqd_jax.experiment.export import identity_of_best, sample_answers, samples_as_json, write_models
+from cqd_jax.experiment.lab import Lab, Suite, open_suite
 from cqd_jax.experiment.models import load_or_train
-from cqd_jax.experiment.results import Row, make_table, markdown_table, score_on_test, write_json
-from cqd_jax.io.checkpoint import save_checkpoint
+from cqd_jax.experiment.record import read_record
+from cqd_jax.experiment.results import Row, make_table, markdown_table, score_on_test
+from cqd_jax.experiment.run_files import RunFiles, begin_session, create_run, open_run, read_settings
+from cqd_jax.io.checkpoint import Checkpoints
+from cqd_jax.io.history import History
+from cqd_jax.io.interrupt import Interrupt, Stopped, interruptible
 from cqd_jax.io.plots import plot_archives, save_figure
-from cqd_jax.io.sandbox import Sandbox
-from cqd_jax.tasks.evaluation import Evaluation
-from cqd_jax.tasks.skills import skills
-from cqd_jax.tasks.skills.training import MINIATURE, prompt_tokens
-from cqd_jax.tasks.skills.vocabulary import END, PAD, decode
-from cqd_jax.tasks.task import Split
+from cqd_jax.io.report import write_report
+from cqd_jax.io.run_dir import RunDirError, is_disk_full, locked, read_json, write_json, write_text
+from cqd_jax.types import PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,9 @@ class Result:
   Attributes:
     run_dir: the run directory.
     rows: every method on the test split.
-    throughput: candidates and answers a second, by stage.
-    seconds: by stage.
+    throughput: candidates and answers a second in the last session, by stage, and the share of evolution's time that
+      went into recording it.
+    seconds: by stage, all sessions together.
   """
 
   run_dir: Path
@@ -45,135 +49,175 @@ class Result:
   seconds: dict[str, float]
 
 
-class Stopwatch:
-  """Seconds of named stages."""
-
-  def __init__(self) -> None:
-    self.seconds: dict[str, float] = {}
-
-  @contextlib.contextmanager
-  def stage(self, name: str) -> Iterator[None]:
-    """Times a block."""
-    start = time.perf_counter()
-    yield
-    self.seconds[name] = time.perf_counter() - start
-
-
 def run_experiment(settings: ExperimentSettings, console: Console) -> Result:
   """Trains or loads the experts, evolves, compares, scores on test, and writes a new run directory.
 
   Raises:
     SandboxUnavailable: where nothing isolates answers and `settings.unsafe` is not set.
-    ValueError: naming the setting that cannot be used.
+    ValueError: naming the setting that cannot be used, or the run directory that exists.
+    Stopped: if somebody asked for it; the message says how to go on.
   """
-  watch = Stopwatch()
+  with open_suite(settings) as suite:
+    check_settings(settings, len(suite.tasks))
+    files = create_run(settings)
+    return _run(files, settings, suite, console)
+
+
+def resume_experiment(run_dir: Path, console: Console) -> Result:
+  """Goes on with a run, wherever it was ended; a finished one is only shown again.
+
+  Raises:
+    ValueError: naming the run directory, where it is none, is in use, or its settings were changed.
+    Stopped, SandboxUnavailable: as `run_experiment`.
+  """
+  files = open_run(run_dir)
+  settings = read_settings(files)
+  if files.finished:
+    console.print(f"{run_dir}: is finished", highlight=False)
+    result = _read_result(files)
+    _write_report(files)  # the session that finished it may have been killed before
+    _show(result, settings, read_json(files.scores)["tasks"], console)
+    return result
+  with locked(run_dir):
+    pass  # before a sandbox is started in vain
+  with open_suite(settings) as suite:
+    check_settings(settings, len(suite.tasks))
+    begin_session(files)
+    return _run(files, settings, suite, console)
+
+
+@contextlib.contextmanager
+def open_lab(
+  files: RunFiles, settings: ExperimentSettings, suite: Suite, console: Console, interrupt: Interrupt
+) -> Iterator[Lab]:
+  """Models and history of a run; trains what is not in the cache."""
+  with stage(files, "train"):
+    base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
+  names = [task.name for task in suite.tasks]
+  with History(files.history, names) as history:
+    yield Lab(settings, console, base, experts, suite, history, interrupt)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunKeys:
+  """The keys of a run, one for each stage that draws."""
+
+  train: PRNGKey
+  evolve: PRNGKey
+  search: PRNGKey
+
+
+def run_keys(settings: ExperimentSettings) -> RunKeys:
+  """The keys that follow from the seed."""
+  return RunKeys(*jax.random.split(jax.random.key(settings.seed), 3))
+
+
+@contextlib.contextmanager
+def stage(files: RunFiles, name: str) -> Iterator[None]:
+  """Times a block and notes its seconds, also where it is ended."""
   started = time.perf_counter()
-  sizes: dict[Split, int] = {
-    "train": settings.tasks.train,
-    "validation": settings.tasks.validation,
-    "test": settings.tasks.test,
-  }
-  suite = skills(sizes=sizes, seed=settings.seed)
-  with Sandbox(
-    [task.harness for task in suite], workers=settings.workers or os.cpu_count() or 1, unsafe=settings.unsafe
-  ) as sandbox:
+  try:
+    yield
+  finally:
+    files.record_seconds(name, time.perf_counter() - started)
 
-    def evaluation(split: Split) -> Evaluation:
-      return Evaluation(
-        suite,
-        split,
-        encode=prompt_tokens,
-        decode=decode,
-        config=MINIATURE,
-        execute=sandbox.run,
-        max_new_tokens=settings.max_new_tokens,
-        end_id=END,
-        pad_id=PAD,
-        group_size=settings.candidates_per_batch,
-        num_buckets=settings.prompt_buckets,
-      )
 
-    validation, test = evaluation("validation"), evaluation("test")
-    train_key, evolve_key, search_key = jax.random.split(jax.random.key(settings.seed), 3)
-    with watch.stage("train"):
-      base, experts = load_or_train(settings, suite, validation, train_key, console)
-    run_dir = _new_run_dir(settings)
-    (run_dir / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
-    lab = Lab(settings, console, base, experts, validation, test)
-    with watch.stage("evolve"):
-      evolved = evolve(lab, evolve_key)
-    evolution_clock = dataclasses.replace(lab.clock)
-    _write_archives(run_dir, evolved, validation.task_names)
-    with watch.stage("compare"):
-      methods = [*plain_methods(lab), *searched_methods(lab, search_key), best_elite(evolved), aggregated(evolved)]
-    with watch.stage("test"):
+@contextlib.contextmanager
+def explained(run_dir: Path, resume: str) -> Iterator[None]:
+  """Says how to go on, with the command `resume`, where a run is stopped or its disk is full."""
+  advice = f"nothing scored is lost; go on with: {resume}"
+  try:
+    yield
+  except Stopped as stopped:
+    raise Stopped(f"stopped; {advice}") from stopped
+  except Exception as error:
+    if is_disk_full(error):
+      raise RunDirError(f"{run_dir}: no space left on its disk; free some, {advice}") from error
+    raise
+
+
+def _run(files: RunFiles, settings: ExperimentSettings, suite: Suite, console: Console) -> Result:
+  def announce(text: str) -> None:
+    console.print(f"cqd: {text}", highlight=False)
+
+  with (
+    locked(files.path),
+    explained(files.path, f"cqd resume {files.path}"),
+    interruptible(announce) as interrupt,
+    open_lab(files, settings, suite, console, interrupt) as lab,
+  ):
+    keys = run_keys(settings)
+    started = time.perf_counter()
+    with stage(files, "evolve"):
+      evolved = Evolution(lab, files.path, keys.evolve).run()
+    throughput = {
+      "candidates_per_s_evolving": lab.clock.candidates / (time.perf_counter() - started),
+      "recording_share_of_evolving": lab.clock.record_s / (time.perf_counter() - started),
+    }
+    save_figure(
+      plot_archives(evolved.repertoire, lab.task_names, experts=evolved.expert_scores), files.path / "archives.png"
+    )
+    _write_report(files)  # the archives can be looked at while the rest is computed
+    with stage(files, "compare"):
+      methods = [*plain_methods(lab), *searched_methods(lab, keys.search), best_elite(evolved), aggregated(evolved)]
+    with stage(files, "test"):
       rows = score_on_test(lab, methods)
-  watch.seconds["total"] = time.perf_counter() - started
-  throughput = {
-    "candidates_per_s_evolving": evolution_clock.candidates / watch.seconds["evolve"],
-    "candidates_per_s_decoding": lab.clock.candidates / lab.clock.decode_s,
-    "answers_per_s_grading": lab.clock.answers / lab.clock.grade_s,
-  }
-  result = Result(run_dir, rows, throughput, watch.seconds)
-  _write_scores(result, settings, evolved, validation.task_names)
-  _show(result, settings, validation.task_names, console)
+    with stage(files, "write"):
+      write_models(lab, evolved, files.models)
+    if lab.clock.candidates:
+      throughput["candidates_per_s_decoding"] = lab.clock.candidates / lab.clock.decode_s
+      throughput["answers_per_s_grading"] = lab.clock.answers / lab.clock.grade_s
+    result = _finish(files, lab, evolved, rows, throughput)
+  _show(result, settings, lab.task_names, console)
   return result
 
 
-def _new_run_dir(settings: ExperimentSettings) -> Path:
-  """Makes a directory that was not there before."""
-  name = f"{settings.name}-seed-{settings.seed}"
-  for number in range(1, 10_000):
-    path = settings.runs_dir / (name if number == 1 else f"{name}-{number}")
-    try:
-      path.mkdir(parents=True)
-    except FileExistsError:
-      continue
-    return path
-  raise ValueError(f"runs_dir: {settings.runs_dir} already holds 9,999 runs named {name}")
-
-
-def _write_archives(run_dir: Path, evolved: Evolved, task_names: list[str]) -> None:
-  state: dict[str, Any] = {
-    "repertoire": evolved.repertoire,
-    "emitter_state": evolved.emitter_state,
-    "key": evolved.key,
-  }
-  save_checkpoint(run_dir / "checkpoint", state)
-  figure = plot_archives(evolved.repertoire, task_names, experts=evolved.expert_scores)
-  save_figure(figure, run_dir / "archives.png")
-
-
-def _write_scores(result: Result, settings: ExperimentSettings, evolved: Evolved, task_names: list[str]) -> None:
-  (result.run_dir / "table.md").write_text(
-    markdown_table(result.rows, task_names, settings.swarm_sizes), encoding="utf-8"
+def _finish(files: RunFiles, lab: Lab, evolved: Evolved, rows: list[Row], throughput: dict[str, float]) -> Result:
+  """Writes the results; from then on the run is finished."""
+  settings, names = lab.settings, lab.task_names
+  repertoire = evolved.repertoire
+  seconds = read_json(files.facts)["seconds"]
+  write_text(files.path / "table.md", markdown_table(rows, names, settings.swarm_sizes))
+  write_json(
+    files.scores,
+    {
+      "tasks": names,
+      "seed": settings.seed,
+      "test": [dataclasses.asdict(row) for row in rows],
+      "best": identity_of_best(repertoire),
+      "aggregated": [identity_of_best(repertoire, archive) for archive in range(len(names))],
+      "samples": samples_as_json(sample_answers(lab, repertoire.best().genotype, settings.output.samples)),
+      "expert_scores_on_validation": evolved.expert_scores.tolist(),
+      "throughput": throughput,
+      "seconds": seconds,
+    },
   )
-  content = {
-    "tasks": task_names,
-    "seed": settings.seed,
-    "test": result.rows,
-    "expert_scores_on_validation": evolved.expert_scores,
-    "history": evolved.history,
-    "throughput": result.throughput,
-    "seconds": result.seconds,
-    "versions": {name: metadata.version(name) for name in ("cqd_jax", "jax", "flax", "qdax", "numpy")},
-    "devices": [device.device_kind for device in jax.devices()],
-  }
-  write_json(result.run_dir / "scores.json", content)
+  with Checkpoints(files.path / "checkpoints") as checkpoints:
+    checkpoints.prune(keep=1)
+  _write_report(files)
+  return Result(files.path, rows, throughput, seconds)
+
+
+def _read_result(files: RunFiles) -> Result:
+  content = read_json(files.scores)
+  rows = [
+    Row(**{**row, "solved": {int(size): share for size, share in row["solved"].items()}}) for row in content["test"]
+  ]
+  return Result(files.path, rows, content["throughput"], content["seconds"])
+
+
+def _write_report(files: RunFiles) -> None:
+  write_report(read_record(files), files.report)
 
 
 def _show(result: Result, settings: ExperimentSettings, task_names: list[str], console: Console) -> None:
   title = f"Share of {settings.tasks.test} test questions a task answered right, every answer really executed"
   console.print(make_table(result.rows, task_names, settings.swarm_sizes, title))
   stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
-  rates = (
-    f"{result.throughput['candidates_per_s_evolving']:.1f} candidates/s evolving, "
-    f"{result.throughput['answers_per_s_grading']:.0f} answers/s graded"
-  )
-  console.print(f"{stages}; {rates}", highlight=False)
+  console.print(f"{stages}; {sum(result.seconds.values()):.0f} s in all", highlight=False)
   console.print(
     f"any {'/'.join(map(str, settings.swarm_sizes))}: share that at least one of so many members solves, chosen on "
     "validation; scored: candidates scored on validation",
     highlight=False,
   )
-  console.print(f"Results: {result.run_dir} (table.md, scores.json, archives.png, checkpoint)", highlight=False)
+  console.print(f"Report: {result.run_dir / 'report.html'} (open it in a browser)", highlight=False)

@@ -15,15 +15,22 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextlib.contextmanager
-def progress(console: Console, description: str, total: int) -> Iterator[Advance]:
-  """Shows how far `total` steps have come while the block runs; yields the function that advances it."""
+def progress(console: Console, description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+  """Shows how far `total` steps have come while the block runs; yields the function that advances it.
+
+  Args:
+    console: where to.
+    description: of what is done.
+    total: steps in all.
+    done: steps of them that were done before; they do not count for the time left.
+  """
   show = _bar if console.is_terminal else _lines
-  with show(console, description, total) as advance:
+  with show(console, description, total, done) as advance:
     yield advance
 
 
 @contextlib.contextmanager
-def _bar(console: Console, description: str, total: int) -> Iterator[Advance]:
+def _bar(console: Console, description: str, total: int, before: int) -> Iterator[Advance]:
   columns = (
     TextColumn("{task.description:<28}"),
     BarColumn(),
@@ -34,7 +41,7 @@ def _bar(console: Console, description: str, total: int) -> Iterator[Advance]:
     TextColumn("{task.fields[note]}"),
   )
   with Progress(*columns, console=console) as bar:
-    row = bar.add_task(description, total=total, note="")
+    row = bar.add_task(description, total=total, completed=before, note="")
 
     def advance(steps: int = 1, note: str = "") -> None:
       bar.update(row, advance=steps, note=note)
@@ -43,9 +50,9 @@ def _bar(console: Console, description: str, total: int) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def _lines(console: Console, description: str, total: int) -> Iterator[Advance]:
+def _lines(console: Console, description: str, total: int, before: int) -> Iterator[Advance]:
   start = last = time.monotonic()
-  done = 0
+  done = before
 
   def advance(steps: int = 1, note: str = "") -> None:
     nonlocal done, last
@@ -53,7 +60,7 @@ def _lines(console: Console, description: str, total: int) -> Iterator[Advance]:
     now = time.monotonic()
     if done >= total or now - last >= SECONDS_BETWEEN_LINES:
       last = now
-      left = (now - start) / max(done, 1) * max(total - done, 0)
+      left = (now - start) / max(done - before, 1) * max(total - done, 0)
       console.print(
         f"{description}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left {note}".rstrip(), highlight=False
       )

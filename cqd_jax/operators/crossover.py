@@ -25,7 +25,8 @@ def linear_merge(
   mean: ArrayLike = 1.0,
   granularity: str = "model",
   normalise: bool = True,
-) -> Params:
+  with_weights: bool = False,
+) -> Params | tuple[Params, jax.Array]:
   """Merges two parents with random weights: `w1' first + w2' second`.
 
   w1 and w2 are drawn independently from N(mean, std^2) and normalised by `merge_weights` unless told otherwise.
@@ -42,9 +43,11 @@ def linear_merge(
       `cqd_jax.trees.layer_name`. "kernel": each leaf, and each layer of each stacked leaf.
     normalise: whether the pair is scaled to sum to 1; False uses the weights as drawn, which can leave the line
       through the parents.
+    with_weights: whether the weights that were drawn are returned too.
 
   Returns:
-    The child's task vector: structure, shapes and dtypes of `first`; computed in float32.
+    The child's task vector: structure, shapes and dtypes of `first`; computed in float32. With `with_weights` a pair:
+    the child, and the weights of both parents in each of G groups, float32 `[2, G]`.
 
   Raises:
     ValueError: if the trees differ, hold anything but floats, or a setting is out of range.
@@ -70,7 +73,8 @@ def linear_merge(
     ours, theirs = (weight[group].reshape(axes) for weight in weights)
     return (ours * widen(one) + theirs * widen(other)).astype(one.dtype)
 
-  return jax.tree.map(merge, groups, first, second)
+  child = jax.tree.map(merge, groups, first, second)
+  return (child, jnp.stack(weights)) if with_weights else child
 
 
 def merge_weights(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:

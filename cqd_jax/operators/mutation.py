@@ -42,14 +42,7 @@ def factorise(task_vector: Params) -> Params:
     ValueError: if `task_vector` holds anything but floats.
   """
   check_float_leaves(task_vector, "task_vector")
-  task_vector = as_arrays(task_vector)
-
-  def decompose(path: tuple[str, ...], leaf: jax.Array) -> MatrixSVD | None:
-    if not is_matrix(path, leaf):
-      return None
-    return MatrixSVD(*jnp.linalg.svd(widen(leaf), full_matrices=False))
-
-  return map_with_path(decompose, task_vector)
+  return _decompose_in_turn(as_arrays(task_vector))
 
 
 def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> Params:
@@ -76,14 +69,17 @@ def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> 
   check_float_leaves(task_vector, "task_vector")
   task_vector = as_arrays(task_vector)
 
-  def scale(path: tuple[str, ...], leaf: jax.Array, subkey: PRNGKey) -> jax.Array:
-    if not is_matrix(path, leaf):
+  def scale(leaf: jax.Array, svd: MatrixSVD | None, subkey: PRNGKey) -> jax.Array:
+    if svd is None:
       return leaf
-    svd = MatrixSVD(*jnp.linalg.svd(widen(leaf), full_matrices=False))
     factors = max_scale * jax.random.uniform(subkey, svd.s.shape, jnp.float32)
     return _compose(svd, factors, leaf.dtype).astype(leaf.dtype)
 
-  return map_with_path(scale, task_vector, leaf_keys(key, task_vector))
+  structure: Any
+  leaves, structure = jax.tree.flatten(task_vector)
+  decomposed = structure.flatten_up_to(_decompose_in_turn(task_vector))
+  subkeys = jax.tree.leaves(leaf_keys(key, task_vector))
+  return jax.tree.unflatten(structure, [scale(*each) for each in zip(leaves, decomposed, subkeys, strict=True)])
 
 
 def expert_svd_mutation(key: PRNGKey, task_vector: Params, expert_svd: Params, *, rate: ArrayLike) -> Params:
@@ -150,6 +146,26 @@ def gaussian_mutation(key: PRNGKey, task_vector: Params, *, std: ArrayLike) -> P
     return (widen(leaf) + std * jax.random.normal(subkey, leaf.shape, jnp.float32)).astype(leaf.dtype)
 
   return jax.tree.map(add, task_vector, leaf_keys(key, task_vector))
+
+
+def _decompose_in_turn(task_vector: Params) -> Params:
+  """The decompositions of all matrices, each begun when the one before is done; None for a leaf of vectors.
+
+  A batched decomposition on a CPU waits, in a thread of XLA's pool, for other threads of the pool to do its parts. As
+  many of them at once as there are threads wait for ever (jaxlib 0.10, two cores: within seconds); one never does.
+  """
+  nothing: jax.Array = jnp.zeros((), jnp.int32)
+
+  def decompose(path: tuple[str, ...], leaf: jax.Array) -> MatrixSVD | None:
+    nonlocal nothing
+    if not is_matrix(path, leaf):
+      return None
+    svd = MatrixSVD(*jnp.linalg.svd(widen(leaf) + nothing, full_matrices=False))
+    # Always 0, which the compiler cannot know: it drops barriers and what is multiplied by 0, but must wait for this.
+    nothing = jnp.minimum(jnp.isnan(svd.s).any().astype(jnp.int32), 0)
+    return svd
+
+  return map_with_path(decompose, task_vector)
 
 
 def _compose(svd: MatrixSVD, factors: ArrayLike, dtype: Any) -> jax.Array:

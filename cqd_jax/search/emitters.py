@@ -5,7 +5,7 @@ Inside QDax's own `MAPElites` it is given one ordinary archive. `CycleQDEmitter`
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,10 @@ from cqd_jax.archive.cells import Grid, grid_coordinates, other_tasks
 from cqd_jax.archive.repertoire import EMPTY, CyclingRepertoire
 from cqd_jax.archive.selectors import Rule, elite_sampling, select_pairs
 from cqd_jax.checks import check_population
-from cqd_jax.types import ArrayField, ExtraScores, Genotype, PRNGKey
+from cqd_jax.types import ArrayField, ExtraScores, Genotype, PRNGKey, Schedule
 
-Crossover: TypeAlias = Callable[[PRNGKey, Genotype, Genotype], Genotype]
+Crossover: TypeAlias = Callable[[PRNGKey, Genotype, Genotype], Any]
 Mutation: TypeAlias = Callable[..., Genotype]
-Schedule: TypeAlias = Literal["cycle", "round_robin", "fixed"]
 
 
 class CycleQDState(EmitterState):
@@ -51,6 +50,8 @@ class CycleQDEmitter(Emitter):
       t mod K, the paper. "round_robin": those of child p from archive (t + p) mod K, what the asynchronous workers of
       the reference code amount to. "fixed": all from archive 0, the paper's ablation without cycling.
     flip_interval: iterations after which the schedule moves on.
+    crossover_has_aux: whether `crossover` returns a pair of the child and something to be told of it, as
+      `partial(linear_merge, std=0.01, with_weights=True)` does.
 
   Raises:
     ValueError: naming the argument that is out of range.
@@ -68,6 +69,7 @@ class CycleQDEmitter(Emitter):
     rule: Rule = elite_sampling,
     schedule: Schedule = "cycle",
     flip_interval: int = 1,
+    crossover_has_aux: bool = False,
   ):
     if batch_size < 1:
       raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -84,6 +86,7 @@ class CycleQDEmitter(Emitter):
     self._rule = rule
     self._schedule = schedule
     self._flip_interval = flip_interval
+    self._crossover_has_aux = crossover_has_aux
 
   @property
   def batch_size(self) -> int:
@@ -118,7 +121,8 @@ class CycleQDEmitter(Emitter):
 
     Returns:
       The genotypes, leaves `[P, ...]`, and `{"parents": [P, 2], "archive": [P]}`: the identities of the parents (-1
-      where the repertoire keeps none) and the archive they come from.
+      where the repertoire keeps none) and the archive they come from. With `crossover_has_aux` also "crossover": what
+      the crossover tells, leaves `[P, ...]`.
     """
     assert repertoire is not None
     assert emitter_state is not None
@@ -134,11 +138,14 @@ class CycleQDEmitter(Emitter):
 
     first, second = (jax.tree.map(lambda leaf, i=i: leaf[slots[:, i]], repertoire.genotypes) for i in (0, 1))
     children = jax.vmap(self._crossover)(jax.random.split(crossover_key, self._batch_size), first, second)
+    extra_info: ExtraScores = {"parents": identities, "archive": archives}
+    if self._crossover_has_aux:
+      children, extra_info["crossover"] = children
     if self._mutation is not None:
       context = jax.tree.map(lambda leaf: leaf[archives], emitter_state.task_context)
       arguments = () if self._task_context is None else (context,)
       children = jax.vmap(self._mutation)(jax.random.split(mutation_key, self._batch_size), children, *arguments)
-    return children, {"parents": identities, "archive": archives}
+    return children, extra_info
 
   def state_update(
     self,

@@ -49,6 +49,7 @@ class Evaluation:
     num_buckets: int = 1,
   ):
     self.tasks = tuple(tasks)
+    self.split = split
     self.examples: list[list[Example]] = [list(task.examples(split)) for task in tasks]
     self._decode_text = decode
     self._execute = execute

@@ -8,42 +8,16 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from experiment_cases import needs_sandbox, tiny_settings
 from rich.console import Console
 
 from cqd_jax.archive import Grid
 from cqd_jax.cli import main
-from cqd_jax.config import (
-  BaselineSettings,
-  EvolutionSettings,
-  ExperimentSettings,
-  TaskSettings,
-  TrainingSettings,
-  load_settings,
-)
+from cqd_jax.config import EvolutionSettings, TrainingSettings, load_settings
 from cqd_jax.experiment.evolution import make_emitter
 from cqd_jax.experiment.run import run_experiment
 from cqd_jax.io.sandbox import probe
 from cqd_jax.search import CycleQD
-
-needs_sandbox = pytest.mark.skipif(probe() is not None, reason=f"nothing isolates answers here: {probe()}")
-
-
-def tiny_settings(folder, **changes):
-  settings = {
-    "runs_dir": folder / "runs",
-    "cache_dir": folder / "cache",
-    "workers": 1,
-    "prompt_buckets": 1,
-    "max_new_tokens": 20,
-    "swarm_sizes": (2, 50),
-    "tasks": TaskSettings(train=400, validation=6, test=8),
-    "training": TrainingSettings(
-      rows=8, base_schedule_steps=30, base_stop_at=2.0, expert_steps=40, expert_learning_rates=(3e-3,) * 3
-    ),
-    "evolution": EvolutionSettings(children=6, batch_size=3, cells=4),
-    "baselines": BaselineSettings(scales=(0.5, 1.0), batch_size=4),
-  }
-  return ExperimentSettings(**{**settings, **changes})
 
 
 @pytest.fixture(scope="module")

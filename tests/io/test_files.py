@@ -1,4 +1,4 @@
-"""Params, checkpoints, pictures and progress: what is written is read back, and what is damaged is named."""
+"""Params, pictures and progress: what is written is read back, and what is damaged is named."""
 
 import io
 
@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from cqd_jax.archive import Centroids, CyclingRepertoire, Grid
-from cqd_jax.io.checkpoint import load_checkpoint, save_checkpoint
 from cqd_jax.io.params import load_params, save_params
 from cqd_jax.io.plots import plot_archives, save_figure
 from cqd_jax.io.progress import progress
@@ -42,37 +41,6 @@ def test_a_truncated_params_file_is_named(tmp_path, keep):
 def test_a_missing_params_file_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
     load_params(tmp_path / "none.safetensors")
-
-
-def state_of(seed):
-  grid = Grid(lower=[0.0] * 3, upper=[1.0] * 3, shape=(4, 4, 4))
-  scores = np.random.default_rng(seed).uniform(size=(5, 3))
-  genotypes = {"w": jax.random.normal(jax.random.key(seed), (5, 3)).astype(jnp.bfloat16)}
-  repertoire = CyclingRepertoire.init(genotypes, scores, grid, extra_scores={"ok": jnp.ones((5, 2), bool)})
-  return {"repertoire": repertoire, "key": jax.random.key(seed), "emitter_state": None}
-
-
-def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
-  state = state_of(1)
-  save_checkpoint(tmp_path / "checkpoint", state)
-  back = load_checkpoint(tmp_path / "checkpoint", state_of(2))
-  assert jax.tree.structure(back) == jax.tree.structure(state)
-  np.testing.assert_array_equal(jax.random.key_data(back.pop("key")), jax.random.key_data(state.pop("key")))
-  jax.tree.map(np.testing.assert_array_equal, back, state)
-
-
-def test_a_checkpoint_is_not_overwritten_and_a_damaged_one_is_named(tmp_path):
-  path = tmp_path / "checkpoint"
-  save_checkpoint(path, state_of(1))
-  with pytest.raises(ValueError, match="already exists"):
-    save_checkpoint(path, state_of(1))
-  with pytest.raises(FileNotFoundError, match="nowhere"):
-    load_checkpoint(tmp_path / "nowhere", state_of(1))
-  for file in path.rglob("*"):
-    if file.is_file():
-      file.write_bytes(b"damaged")
-  with pytest.raises(ValueError, match="checkpoint"):
-    load_checkpoint(path, state_of(1))
 
 
 def red_pixels(path):

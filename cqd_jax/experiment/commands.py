@@ -1,0 +1,130 @@
+"""What `cqd train`, `evaluate`, `aggregate`, `report` and `plot` do; `run.py` has evolve and resume."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cqd_jax.config import ExperimentSettings, check_settings
+from cqd_jax.experiment.evolution import Evolution
+from cqd_jax.experiment.export import write_aggregate
+from cqd_jax.experiment.lab import open_suite
+from cqd_jax.experiment.models import load_or_train
+from cqd_jax.experiment.record import read_record
+from cqd_jax.experiment.run import open_lab, run_keys
+from cqd_jax.experiment.run_files import open_run, read_settings
+from cqd_jax.io.figures import all_figures
+from cqd_jax.io.interrupt import interruptible
+from cqd_jax.io.model_folder import load_model
+from cqd_jax.io.plots import save_figure
+from cqd_jax.io.report import write_report
+from cqd_jax.io.run_dir import RunDirError, locked
+from cqd_jax.tasks.skills.training import MINIATURE
+from cqd_jax.tasks.task import Split
+
+
+def train(settings: ExperimentSettings, console: Console) -> None:
+  """Trains the base and the experts into the cache, and shows how they score on validation."""
+  with open_suite(settings) as suite, interruptible(console.print) as interrupt:
+    check_settings(settings, len(suite.tasks))
+    base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
+    names = suite.validation.task_names
+    models = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], first + rest]), base, experts)
+    scores = suite.validation(models).mean(axis=-1)
+  title = f"Share of {settings.tasks.validation} validation questions answered right"
+  console.print(_score_table(title, ["base", *(f"expert {name}" for name in names)], names, scores))
+
+
+def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[str, float]:
+  """Scores a model folder on one split of the run's questions, every answer really executed.
+
+  Args:
+    run_dir: whose tasks and settings are used.
+    model: a name in RUN_DIR/models, as "best", "aggregate", "expert-os", "elite-000012"; or the path of a model folder.
+    split: which questions.
+    console: where the scores go.
+
+  Returns:
+    The scores by task.
+
+  Raises:
+    ValueError: naming the run directory or the model, with the models that there are.
+  """
+  files = open_run(run_dir)
+  settings = read_settings(files)
+  folder = files.models / model if (files.models / model).is_dir() else Path(model)
+  if not folder.is_dir():
+    there = sorted(path.name for path in files.models.iterdir()) if files.models.is_dir() else []
+    listed = ", ".join(there) if there else f"none yet (cqd resume {run_dir}, or cqd aggregate {run_dir})"
+    raise RunDirError(f"model: no {model!r} in {files.models}, which has: {listed}")
+  params, about = load_model(folder)
+  if about.get("decoder") != dataclasses.asdict(MINIATURE):
+    raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
+  with open_suite(settings) as suite:
+    evaluation = suite.test if split == "test" else suite.validation
+    scores = evaluation(jax.tree.map(lambda leaf: leaf[None], params)).mean(axis=-1)
+  console.print(
+    _score_table(f"Share of {split} questions answered right", [folder.name], evaluation.task_names, scores)
+  )
+  return dict(zip(evaluation.task_names, scores[0].tolist(), strict=True))
+
+
+def aggregate(run_dir: Path, out: Path | None, console: Console) -> Path:
+  """Makes one model of the archives' best elites, of the newest checkpoint of a run, finished or not.
+
+  Raises:
+    ValueError: naming the run directory, or the folder if it exists.
+  """
+  files = open_run(run_dir)
+  settings = read_settings(files)
+  folder = out or files.models / "aggregate"
+  if folder.exists():
+    raise RunDirError(f"{folder}: already exists; nothing was overwritten (another place: --out FOLDER)")
+  with (
+    locked(run_dir),
+    interruptible(console.print) as interrupt,
+    open_suite(settings) as suite,
+    open_lab(files, settings, suite, console, interrupt) as lab,
+  ):
+    batch, evolved = Evolution(lab, files.path, run_keys(settings).evolve).restore()
+    write_aggregate(lab, evolved, folder)
+  console.print(f"aggregate of the best elites after {evolved.evaluations} children: {folder}", highlight=False)
+  del batch
+  return folder
+
+
+def report(run_dir: Path, out: Path | None, console: Console) -> Path:
+  """Writes the report of a run, finished or not."""
+  files = open_run(run_dir)
+  path = out or files.report
+  write_report(read_record(files), path)
+  console.print(f"Report: {path} ({path.stat().st_size / 1e3:.0f} kB; open it in a browser)", highlight=False)
+  return path
+
+
+def plot(run_dir: Path, out: Path | None, formats: Sequence[str], console: Console) -> list[Path]:
+  """Writes every picture of the report as files for a paper."""
+  files = open_run(run_dir)
+  folder = out or run_dir / "figures"
+  paths = []
+  for name, figure in all_figures(read_record(files)).items():
+    for ending in formats:
+      paths.append(folder / f"{name}.{ending}")
+      save_figure(figure, paths[-1])
+  console.print(f"{len(paths)} figures in {folder}: {', '.join(path.name for path in paths)}", highlight=False)
+  return paths
+
+
+def _score_table(title: str, models: Sequence[str], task_names: Sequence[str], scores: np.ndarray) -> Table:
+  table = Table(title=title)
+  table.add_column("model")
+  for name in (*task_names, "mean", "min"):
+    table.add_column(name, justify="right")
+  for model, row in zip(models, scores, strict=True):
+    table.add_row(model, *(f"{value:.3f}" for value in (*row, row.mean(), row.min())))
+  return table

@@ -1,0 +1,178 @@
+"""The files of a run directory: what each is called, what `run.json` says, and whether a run may go on."""
+
+import dataclasses
+import datetime
+import platform
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cqd_jax.config import (
+  ConfigError,
+  ExperimentSettings,
+  changed_settings,
+  dump_settings,
+  load_settings,
+  parse_settings,
+  settings_as_json,
+)
+from cqd_jax.io.run_dir import RunDirError, read_json, write_json, write_text
+
+FORMAT = 1
+PACKAGES = ("cqd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+  """A run directory.
+
+  Attributes:
+    path: of the directory.
+  """
+
+  path: Path
+
+  @property
+  def settings(self) -> Path:
+    """All settings as YAML."""
+    return self.path / "config.yaml"
+
+  @property
+  def facts(self) -> Path:
+    """Settings as the run began, versions and devices of each session, seconds of each stage."""
+    return self.path / "run.json"
+
+  @property
+  def history(self) -> Path:
+    """SQLite."""
+    return self.path / "history.sqlite"
+
+  @property
+  def models(self) -> Path:
+    """Model folders."""
+    return self.path / "models"
+
+  @property
+  def scores(self) -> Path:
+    """The results; a run that has them is finished."""
+    return self.path / "scores.json"
+
+  @property
+  def report(self) -> Path:
+    """The page to look at."""
+    return self.path / "report.html"
+
+  @property
+  def finished(self) -> bool:
+    """Whether all stages are done."""
+    return self.scores.is_file()
+
+  def record_seconds(self, stage: str, seconds: float) -> None:
+    """Adds to the seconds that a stage took."""
+    facts = read_json(self.facts)
+    facts["seconds"][stage] = facts["seconds"].get(stage, 0.0) + seconds
+    write_json(self.facts, facts)
+
+
+def create_run(settings: ExperimentSettings) -> RunFiles:
+  """Makes a run directory that was not there before: `settings.run_dir`, or the next free name in `settings.runs_dir`.
+
+  Raises:
+    RunDirError: if the directory that was asked for exists.
+  """
+  files = RunFiles(_make_directory(settings))
+  begun = {
+    "format": FORMAT,
+    "created": _now(),
+    "settings": settings_as_json(settings),
+    "sessions": [_session()],
+    "seconds": {},
+  }
+  write_text(files.settings, dump_settings(settings))
+  write_json(files.facts, begun)  # last: with it the directory is a run
+  return files
+
+
+def open_run(path: Path) -> RunFiles:
+  """A run directory that is there.
+
+  Raises:
+    RunDirError: naming the directory, if it is none, or of another format.
+  """
+  files = RunFiles(path)
+  if not path.is_dir():
+    raise RunDirError(f"{path}: no such run directory")
+  if not files.facts.is_file():
+    raise RunDirError(f"{path}: not a run directory (it has no {files.facts.name})")
+  facts = read_json(files.facts)
+  if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+    raise RunDirError(f"{files.facts}: expected a run of format {FORMAT}")
+  return files
+
+
+def read_settings(files: RunFiles) -> ExperimentSettings:
+  """The settings of a run that is to go on.
+
+  Raises:
+    ConfigError: if config.yaml was changed since in what the results depend on, naming what.
+  """
+  begun = parse_settings(read_json(files.facts)["settings"], str(files.facts))
+  if not files.settings.is_file():
+    warnings.warn(f"{files.settings}: is missing; the settings with which the run began are used", stacklevel=2)
+    return begun
+  now = load_settings(files.settings)
+  if changed := changed_settings(begun, now):
+    listed = ", ".join(f"{name} is {value!r} and was {before!r}" for name, (before, value) in changed.items())
+    raise ConfigError(
+      f"{files.settings}: changed since the run began: {listed}. Change it back to go on with this run, or begin "
+      f"another: cqd evolve {files.settings}"
+    )
+  return now
+
+
+def begin_session(files: RunFiles) -> None:
+  """Notes a further session of a run; warns where versions or devices differ from the one before."""
+  facts = read_json(files.facts)
+  now, before = _session(), facts["sessions"][-1]
+  for what in ("versions", "devices"):
+    if before[what] != now[what]:
+      warnings.warn(
+        f"{files.path}: {what} were {before[what]} and are {now[what]}; results may differ by rounding", stacklevel=2
+      )
+  facts["sessions"].append(now)
+  write_json(files.facts, facts)
+
+
+def _make_directory(settings: ExperimentSettings) -> Path:
+  if settings.run_dir is not None:
+    try:
+      settings.run_dir.mkdir(parents=True)
+    except FileExistsError:
+      raise RunDirError(
+        f"{settings.run_dir}: already exists; nothing was overwritten (to go on with a run: cqd resume RUN_DIR)"
+      ) from None
+    return settings.run_dir
+  name = f"{settings.name}-seed-{settings.seed}"
+  for number in range(1, 10_000):
+    path = settings.runs_dir / (name if number == 1 else f"{name}-{number}")
+    try:
+      path.mkdir(parents=True)
+    except FileExistsError:
+      continue
+    return path
+  raise RunDirError(f"{settings.runs_dir}: already holds 9,999 runs named {name}")
+
+
+def _session() -> dict[str, Any]:
+  return {
+    "began": _now(),
+    "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+    "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+  }
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
