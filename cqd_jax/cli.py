@@ -1,12 +1,14 @@
 """The console command `cqd`."""
 
 import argparse
+import contextlib
+import logging
 import os
 import sqlite3
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import tyro
@@ -55,12 +57,11 @@ def in_words(action: Callable[[], object]) -> int:
 
   With CQD_TRACEBACK set, errors are raised as they are.
   """
-  warnings.showwarning = lambda message, *_, **__: print(f"cqd: {message}", file=sys.stderr)
-  # Orbax reads and writes in threads of its own; what goes wrong there is raised here as well, in words.
-  threading.excepthook = lambda _: None
-  sys.unraisablehook = lambda _: None
+  # What Orbax leaves unread when a disk is full is told once, in words; for good, since it is found at the very end.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   try:
-    action()
+    with _plain_words():
+      action()
   except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
     if os.environ.get("CQD_TRACEBACK"):
       raise
@@ -73,6 +74,20 @@ def in_words(action: Callable[[], object]) -> int:
     print("cqd: stopped at once; what was scored is kept: cqd resume RUN_DIR", file=sys.stderr)
     return 130
   return 0
+
+
+@contextlib.contextmanager
+def _plain_words() -> Iterator[None]:
+  """Warnings are one line; and threads keep quiet: what goes wrong in those of Orbax is raised in this one as well."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("default")
+    warnings.showwarning = lambda message, *_, **__: print(f"cqd: {message}", file=sys.stderr)
+    hooks = threading.excepthook, sys.unraisablehook
+    threading.excepthook, sys.unraisablehook = (lambda _: None), (lambda _: None)
+    try:
+      yield
+    finally:
+      threading.excepthook, sys.unraisablehook = hooks
 
 
 def make_console() -> Console:

@@ -17,7 +17,7 @@ from cqd_jax.experiment.lab import open_suite
 from cqd_jax.experiment.models import load_or_train
 from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import open_lab, run_keys
-from cqd_jax.experiment.run_files import open_run, read_settings
+from cqd_jax.experiment.run_files import RunFiles, open_run, read_settings
 from cqd_jax.io.figures import all_figures
 from cqd_jax.io.interrupt import interruptible
 from cqd_jax.io.model_folder import load_model
@@ -59,9 +59,7 @@ def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[
   settings = read_settings(files)
   folder = files.models / model if (files.models / model).is_dir() else Path(model)
   if not folder.is_dir():
-    there = sorted(path.name for path in files.models.iterdir()) if files.models.is_dir() else []
-    listed = ", ".join(there) if there else f"none yet (cqd resume {run_dir}, or cqd aggregate {run_dir})"
-    raise RunDirError(f"model: no {model!r} in {files.models}, which has: {listed}")
+    raise RunDirError(f"model: no {model!r} in {files.models}, which has {_list_models(files)}")
   params, about = load_model(folder)
   if about.get("decoder") != dataclasses.asdict(MINIATURE):
     raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
@@ -91,10 +89,9 @@ def aggregate(run_dir: Path, out: Path | None, console: Console) -> Path:
     open_suite(settings) as suite,
     open_lab(files, settings, suite, console, interrupt) as lab,
   ):
-    batch, evolved = Evolution(lab, files.path, run_keys(settings).evolve).restore()
+    evolved = Evolution(lab, files.path, run_keys(settings).evolve).restore()
     write_aggregate(lab, evolved, folder)
   console.print(f"aggregate of the best elites after {evolved.evaluations} children: {folder}", highlight=False)
-  del batch
   return folder
 
 
@@ -118,6 +115,15 @@ def plot(run_dir: Path, out: Path | None, formats: Sequence[str], console: Conso
       save_figure(figure, paths[-1])
   console.print(f"{len(paths)} figures in {folder}: {', '.join(path.name for path in paths)}", highlight=False)
   return paths
+
+
+def _list_models(files: RunFiles) -> str:
+  """The model folders of a run in words; the many elites by their first and last."""
+  there = sorted(path.name for path in files.models.iterdir()) if files.models.is_dir() else []
+  elites = [name for name in there if name.startswith("elite-")]
+  if len(elites) > 2:
+    there = [name for name in there if name not in elites] + [f"{elites[0]} to {elites[-1]} ({len(elites)} elites)"]
+  return ", ".join(there) or f"none yet (cqd resume {files.path}, or cqd aggregate {files.path})"
 
 
 def _score_table(title: str, models: Sequence[str], task_names: Sequence[str], scores: np.ndarray) -> Table:

@@ -148,15 +148,12 @@ class Evolution:
             lab.interrupt.check()
     return Evolved(moment.repertoire, settings.children, expert_scores)
 
-  def restore(self) -> tuple[int, Evolved]:
-    """The newest checkpoint that is whole, without going on: its batch, and what evolution would end with there.
-
-    Batch 0, the experts alone, if there is no checkpoint yet.
-    """
+  def restore(self) -> Evolved:
+    """What evolution had come to at the newest checkpoint that is whole; the experts alone, if there is none yet."""
     moment, expert_scores = self._begin()
     with Checkpoints(self._run_dir / "checkpoints") as checkpoints:
       done, moment = checkpoints.load_newest(moment, at_most=self._lab.history.num_batches - 1) or (0, moment)
-    return done, Evolved(moment.repertoire, done * self._settings.batch_size, expert_scores)
+    return Evolved(moment.repertoire, done * self._settings.batch_size, expert_scores)
 
   def _begin(self) -> tuple[Moment, np.ndarray]:
     """Scores the experts, and files them in the archives."""

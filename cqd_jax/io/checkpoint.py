@@ -43,6 +43,7 @@ class Checkpoints:
     self._folder = folder.absolute()
     self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     self._manager: ocp.CheckpointManager | None = None
+    self._quiet = contextlib.ExitStack()
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -87,8 +88,7 @@ class Checkpoints:
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named)
     target[FINGERPRINT] = jax.ShapeDtypeStruct((len(named),), jnp.uint32)
     try:
-      with _quiet():
-        data = self._open().restore(step, args=ocp.args.StandardRestore(target))
+      data = self._open().restore(step, args=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax and TensorStore raise many kinds; the user needs the folder's name
       raise DamagedCheckpoint(f"{path}: does not fit or is damaged ({_first_line(error)})") from error
     written = data.pop(FINGERPRINT)
@@ -144,13 +144,13 @@ class Checkpoints:
         self.wait()
       finally:
         manager, self._manager = self._manager, None
-        with contextlib.suppress(Exception):  # `wait` has told of it
+        with contextlib.suppress(Exception), self._quiet:  # `wait` has told of it
           manager.close()
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
-      with _quiet():
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+      self._quiet.enter_context(_without_log())
+      self._manager = ocp.CheckpointManager(self._folder, options=self._options)
     return self._manager
 
   def _set_aside(self, step: int, name: str) -> None:
@@ -183,8 +183,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Without Orbax's log: what it says of a damaged checkpoint is raised as well."""
+def _without_log() -> Iterator[None]:
+  """Without Orbax's log: what goes wrong is raised as well."""
   logger = logging.getLogger("absl")
   before = logger.disabled
   logger.disabled = True

@@ -86,11 +86,13 @@ def cma_es(mean: Float[Array, "D"] | Float[np.ndarray, "D"], *, batch_size: int,
   It maximises the mean of the task scores. The better half of a batch updates the distribution.
 
   Raises:
-    ValueError: if the batch has fewer than two candidates or the step size is not above 0.
+    ValueError: if the batch has fewer than four candidates or the step size is not above 0.
   """
   _check_sizes(mean.shape[0], batch_size)
-  if batch_size < 2:
-    raise ValueError(f"batch_size: CMA-ES ranks candidates, so expected at least 2, got {batch_size}")
+  if batch_size < 4:
+    raise ValueError(
+      f"batch_size: CMA-ES updates from the better half, two at least, so expected at least 4, got {batch_size}"
+    )
   if not step_size > 0:
     raise ValueError(f"step_size: expected more than 0, got {step_size}")
   # QDax's code promotes ranks and builds constants eagerly; both are its own business.

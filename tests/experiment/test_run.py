@@ -14,8 +14,12 @@ from rich.console import Console
 from cqd_jax.archive import Grid
 from cqd_jax.cli import main
 from cqd_jax.config import EvolutionSettings, TrainingSettings, load_settings
+from cqd_jax.experiment.commands import evaluate
 from cqd_jax.experiment.evolution import make_emitter
+from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import run_experiment
+from cqd_jax.experiment.run_files import open_run
+from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.sandbox import probe
 from cqd_jax.search import CycleQD
 
@@ -76,12 +80,67 @@ def test_a_run_directory_holds_settings_scores_table_picture_and_checkpoint(fini
   assert second.run_dir.name == "skills-seed-0-2"
   content = json.loads((result.run_dir / "scores.json").read_text())
   assert [row["mean"] for row in content["test"]] == [row.mean for row in result.rows]
-  assert len(content["history"]) == 2
-  assert content["seconds"]["total"] > 0
+  assert content["seconds"].keys() == {"train", "evolve", "compare", "test", "write"}
+  assert 0 < content["throughput"]["recording_share_of_evolving"] < 1
   assert (result.run_dir / "table.md").read_text().count("\n") == len(result.rows) + 2
   assert load_settings(result.run_dir / "config.yaml").evolution.children == 6
   assert matplotlib.image.imread(result.run_dir / "archives.png").shape[1] > 1000
-  assert (result.run_dir / "checkpoint").is_dir()
+  assert [path.name for path in (result.run_dir / "checkpoints").iterdir()] == ["2"]
+  assert "skills-seed-0" in (result.run_dir / "report.html").read_text()
+  facts = json.loads((result.run_dir / "run.json").read_text())
+  assert facts["sessions"][0]["versions"]["jax"] == jax.__version__
+  assert facts["settings"]["seed"] == 0
+  assert list((result.run_dir / "tensorboard").glob("events*"))
+
+
+@needs_sandbox
+def test_the_history_is_that_of_the_children_and_of_the_archives(finished):
+  """Replaying the history by the rules of MAP-Elites in plain Python gives the archives of the checkpoint."""
+  (result, _), _ = finished
+  record = read_record(open_run(result.run_dir))
+  people = record.individuals
+  assert len(people) == 3 + 6
+  assert people.born.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+  assert people.archive[3:].tolist() == [0] * 3 + [1] * 3
+  assert (people.parents[:3] == -1).all()
+  assert (people.parents[3:] >= 0).all()
+  assert (people.parents[3:].max(axis=1) < np.array([3] * 3 + [6] * 3)).all()
+  for weights in people.weights[3:]:
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)
+  cells = [[tuple(np.delete(bins, k)) for bins in record.bins] for k in range(3)]
+  for k in range(3):
+    best = {}
+    for batch in range(3):
+      offered = [i for i in range(len(people)) if people.born[i] == batch]
+      entering = {}
+      for i in offered:
+        score = people.scores[i, k]
+        if score > best.get(cells[k][i], (-1, None))[0] and score > entering.get(cells[k][i], (-1, None))[0]:
+          entering[cells[k][i]] = (score, i)
+      assert [i for i in offered if people.taken[i, k]] == sorted(i for _, i in entering.values())
+      best |= entering
+    assert {cell: i for cell, (_, i) in best.items()} == record.elites(k)
+
+
+@needs_sandbox
+def test_model_folders_are_the_models_that_were_scored(finished):
+  """The best elite's folder, read and asked again, answers as the table says."""
+  (result, _), _ = finished
+  params, about = load_model(result.run_dir / "models" / "best")
+  scores = json.loads((result.run_dir / "scores.json").read_text())
+  assert about["identity"] == scores["best"]
+  elites = sorted(path.name for path in (result.run_dir / "models").glob("elite-*"))
+  record = read_record(open_run(result.run_dir))
+  living = {identity for k in range(3) for identity in record.elites(k).values()}
+  assert elites == [f"elite-{identity:06d}" for identity in sorted(living)]
+  by_task = evaluate(result.run_dir, "best", "test", Console(quiet=True))
+  (row,) = [row for row in result.rows if row.name == "CycleQD, best elite"]
+  assert by_task == pytest.approx(row.scores)
+  assert jax.tree.structure(params) == jax.tree.structure(load_model(result.run_dir / "models" / "base")[0])
+  for sample in scores["samples"]:
+    assert sample.keys() == {"task", "prompt", "gold", "answer", "passed"}
+  passed = sum(sample["passed"] for sample in scores["samples"])
+  assert passed == round(sum(row.scores.values()) * 8)  # all 8 test questions a task are shown
 
 
 @needs_sandbox
@@ -117,7 +176,8 @@ def test_a_damaged_expert_in_the_cache_is_named(finished, tmp_path):
   expert.write_bytes(expert.read_bytes()[:100])
   with pytest.raises(ValueError, match=r"os\.safetensors"):
     run_experiment(tiny_settings(tmp_path), Console(quiet=True))
-  assert not (tmp_path / "runs").exists()
+  (run_dir,) = (tmp_path / "runs").iterdir()  # which can be resumed, once the file is deleted
+  assert (run_dir / "run.json").is_file()
 
 
 @needs_sandbox
@@ -143,6 +203,12 @@ def test_one_learning_rate_an_expert(tmp_path):
   [
     (["evolve"], "expected a configuration file"),
     (["evolve", "none.yaml"], r"none.yaml: no such configuration file"),
+    (["train", "none.yaml"], r"none.yaml: no such configuration file"),
+    (["resume", "none"], "none: no such run directory"),
+    (["report", "."], "not a run directory (it has no run.json)"),
+    (["plot", "none"], "none: no such run directory"),
+    (["evaluate", "none"], "none: no such run directory"),
+    (["aggregate", "none"], "none: no such run directory"),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
@@ -152,19 +218,28 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
   assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["evolve", "--help"], ["--version"]])
+COMMANDS = ("evolve", "train", "resume", "evaluate", "aggregate", "report", "plot")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
 def test_help_teaches(arguments, capsys):
   with pytest.raises(SystemExit) as caught:
     main(arguments)
   assert caught.value.code == 0
   text = capsys.readouterr().out
   assert "cqd" in text
+  if arguments == ["--help"]:
+    assert all(name in text for name in COMMANDS)
+  if arguments[-1] == "--help":
+    assert "cqd evolve experiments/skills.yaml" in text or f"cqd {arguments[0]} " in text.split("usage:", 1)[1][20:]
   if arguments == ["evolve", "--help"]:
     assert "--evolution.children" in text
     assert "Children scored in all" in text
 
 
-@pytest.mark.parametrize("arguments", [["devolve"], [], ["evolve", "experiments/skills.yaml", "--sed", "1"]])
+@pytest.mark.parametrize(
+  "arguments", [["devolve"], [], ["evolve", "experiments/skills.yaml", "--sed", "1"], ["report", "a", "b"]]
+)
 def test_an_unknown_command_or_option_is_exit_code_2(arguments, pytestconfig, monkeypatch, capsys):
   monkeypatch.chdir(pytestconfig.rootpath)
   with pytest.raises(SystemExit) as caught:
