@@ -41,7 +41,7 @@ CONFIGURED = ("evolve", "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the command; returns the exit code: 0, 2 for a mistake of the user's, 130 where it was stopped."""
+  """Runs the command; returns the exit code: 0, 2 for what a user can mend, 1 for the unforeseen, 130 if stopped."""
   given = list(sys.argv[1:] if arguments is None else arguments)
   parser = _make_parser()
   command, rest = parser.parse_known_args(given)
@@ -71,8 +71,13 @@ def in_words(action: Callable[[], object]) -> int:
     print(f"cqd: {stopped}", file=sys.stderr)
     return 130
   except KeyboardInterrupt:
-    print("cqd: stopped at once; what was scored is kept: cqd resume RUN_DIR", file=sys.stderr)
+    print("cqd: stopped at once", file=sys.stderr)
     return 130
+  except Exception as error:
+    if os.environ.get("CQD_TRACEBACK"):
+      raise
+    print(f"cqd: unexpected {type(error).__name__}: {error} (CQD_TRACEBACK=1 tells where)", file=sys.stderr)
+    return 1
   return 0
 
 

@@ -9,8 +9,6 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from cqd_jax.types import Schedule
-
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -59,7 +57,7 @@ class EvolutionSettings:
   """Children scored in all, which is also what each baseline search may score."""
   batch_size: int = 4
   """Children an iteration."""
-  schedule: Schedule = "cycle"
+  schedule: Literal["cycle", "round_robin", "fixed"] = "cycle"
   """Where parents come from: the paper's cycle, round_robin as the reference's workers, or fixed."""
   flip_interval: int = 1
   """Iterations until the schedule moves on."""
@@ -87,7 +85,7 @@ class BaselineSettings:
   """What evolution is compared with. Searches may score as many candidates as evolution."""
 
   scales: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-  """Scales of task arithmetic that are tried on validation."""
+  """Scales of task arithmetic that are tried on validation; none: without task arithmetic."""
   random_search: bool = True
   """Random merge weights per model, uniform in [0, 1]."""
   cma_es_model: bool = True
@@ -111,7 +109,7 @@ class OutputSettings:
   """What a run leaves behind; may be changed between the sessions of a run."""
 
   checkpoint_every: int = 10
-  """Iterations between checkpoints. Scores are kept after every iteration in any case: nothing is ever scored twice."""
+  """Iterations between checkpoints. Scores are kept after every iteration in any case: no batch is scored twice."""
   checkpoints_kept: int = 3
   """How many checkpoints are kept while the run goes on; a finished run keeps the last."""
   tensorboard: bool = True
@@ -177,25 +175,54 @@ def changed_settings(before: ExperimentSettings, now: ExperimentSettings) -> dic
   }
 
 
+AT_LEAST = {
+  "candidates_per_batch": 1,
+  "prompt_buckets": 1,
+  "max_new_tokens": 1,
+  "workers": 0,
+  "tasks.train": 1,
+  "tasks.validation": 1,
+  "tasks.test": 1,
+  "training.rows": 1,
+  "training.row_length": 1,
+  "training.base_schedule_steps": 2,
+  "training.expert_steps": 2,
+  "evolution.children": 1,
+  "evolution.batch_size": 1,
+  "evolution.flip_interval": 1,
+  "evolution.cells": 1,
+  "evolution.merge_std": 0,
+  "evolution.mutation_size": 0,
+  "baselines.batch_size": 4,  # CMA-ES
+  "baselines.nsga2_population": 2,
+  "output.checkpoint_every": 1,
+  "output.checkpoints_kept": 1,
+  "output.samples": 0,
+}
+
+
 def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
   """Checks what a type cannot tell, before anything is begun.
 
   Raises:
     ConfigError: naming the setting.
   """
-  evolution, output = settings.evolution, settings.output
-  if not evolution.children or evolution.children % evolution.batch_size:
+  flat = _flatten(settings_as_json(settings))
+  for name, least in AT_LEAST.items():
+    if not flat[name] >= least:
+      raise ConfigError(f"{name}: expected at least {least}, got {flat[name]}")
+  evolution = settings.evolution
+  if evolution.children % evolution.batch_size:
     raise ConfigError(
       f"evolution.children: expected a multiple of evolution.batch_size={evolution.batch_size}, "
       f"got {evolution.children}"
     )
+  if min(settings.swarm_sizes, default=1) < 1:
+    raise ConfigError(f"swarm_sizes: expected at least 1 member each, got {settings.swarm_sizes}")
   if len(settings.training.expert_learning_rates) != num_tasks:
     raise ConfigError(
       f"training.expert_learning_rates: expected {num_tasks}, one a task, got {settings.training.expert_learning_rates}"
     )
-  for name in ("checkpoint_every", "checkpoints_kept"):
-    if getattr(output, name) < 1:
-      raise ConfigError(f"output.{name}: expected at least 1, got {getattr(output, name)}")
 
 
 def load_settings(path: Path) -> ExperimentSettings:

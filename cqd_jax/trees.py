@@ -71,11 +71,12 @@ def leaf_keys(key: PRNGKey, tree: Params) -> Params:
 
 
 @jax.jit
-def fingerprint(tree: Params) -> UInt32[Array, "L"]:
-  """A checksum of the bits of each of L leaves, in the order of `jax.tree.leaves`.
+def fingerprint(tree: Params) -> UInt32[Array, "L 2"]:
+  """A checksum of 64 bits of each of L leaves, in the order of `jax.tree.leaves`.
 
-  A leaf with one bit changed, or two entries swapped, has the same checksum once in 2^32 times. Typed PRNG keys are
-  taken by their data. It is a sum over entries, so leaves stay sharded as they are.
+  A leaf with one bit changed, or two entries exchanged, has another checksum but for a chance of 2^-64. Shapes and
+  dtypes do not count; typed PRNG keys are taken by their data. It is a sum over entries, so leaves stay sharded as
+  they are.
   """
   return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
 
@@ -87,13 +88,17 @@ def _checksum(leaf: jax.Array) -> jax.Array:
     leaf = leaf.astype(jnp.uint8)
   unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
   bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)  # 8 bytes become two on a new last axis
-  position = jnp.zeros(bits.shape, jnp.uint32)
+  position = jnp.ones(bits.shape, jnp.uint32)  # from 1, or the first entry would not be mixed with anything
   for axis, length in enumerate(bits.shape):
     position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  # The multipliers of MurmurHash3's final mix (Appleby, public domain).
-  mixed = (bits ^ (position * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
-  mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-  return (mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32)
+
+  # The mix of MurmurHash3 (Appleby, public domain), with its multipliers and with those of xxHash (Collet).
+  def mix(spread: int, first: int, second: int) -> jax.Array:
+    mixed = (bits ^ (position * jnp.uint32(spread))) * jnp.uint32(first)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(second)
+    return (mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32)
+
+  return jnp.stack([mix(0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35), mix(0x27D4EB2F, 0x85EBCA77, 0xC2B2AE3D)])
 
 
 def num_parameters(tree: Params) -> int:

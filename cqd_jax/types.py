@@ -1,6 +1,6 @@
 """Names of the things that travel between the modules; shapes are given where they are used."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 
@@ -21,6 +21,3 @@ ExtraScores: TypeAlias = dict[str, Any]
 
 ArrayField: TypeAlias = Any
 """An array in a pytree class. JAX puts other things there while it traces and lowers, so no shape is enforced."""
-
-Schedule: TypeAlias = Literal["cycle", "round_robin", "fixed"]
-"""Which archive parents come from, iteration by iteration; see `cqd_jax.search.CycleQDEmitter`."""

@@ -2,51 +2,61 @@
 
 python experiments/skills.py --seeds 0 1 2
 
-Each seed is a run of its own (other experts, other questions, another search). A seed that already has a finished run
-of the same settings is not run again, so the command can be stopped and repeated.
+Each seed is a run of its own (other experts, other questions, another search). A seed that already has a run of the
+same settings is gone on with, or only read if it is finished, so the command can be stopped and repeated.
 """
 
 import argparse
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from cqd_jax.cli import make_console
-from cqd_jax.config import ExperimentSettings, load_settings
-from cqd_jax.experiment.run import run_experiment
+from cqd_jax.cli import in_words, make_console
+from cqd_jax.config import ExperimentSettings, changed_settings, load_settings, parse_settings
+from cqd_jax.experiment.run import resume_experiment, run_experiment
 from cqd_jax.experiment.seeds import markdown, table, with_error
 
 HERE = Path(__file__).parent
 
 
-def main() -> None:
+def main() -> int:
   """Runs what is missing, prints the table, writes it beside the runs."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument("--config", type=Path, default=HERE / "skills.yaml")
   arguments = parser.parse_args()
+  return in_words(lambda: run(load_settings(arguments.config), arguments.seeds))
+
+
+def run(settings: ExperimentSettings, seeds: Sequence[int]) -> None:
+  """Runs the seeds, each once."""
   console = make_console()
-  settings = load_settings(arguments.config)
   results = []
-  for seed in arguments.seeds:
+  for seed in seeds:
     seeded = dataclasses.replace(settings, seed=seed)
-    run_dir = find_finished_run(seeded) or run_experiment(seeded, console).run_dir
-    results.append(json.loads((run_dir / "scores.json").read_text(encoding="utf-8")))
+    begun = find_run(seeded)
+    result = resume_experiment(begun, console) if begun else run_experiment(seeded, console)
+    results.append(json.loads((result.run_dir / "scores.json").read_text(encoding="utf-8")))
   console.print(seeds_table(results))
   path = settings.runs_dir / f"{settings.name}-{len(results)}-seeds.md"
   path.write_text(seeds_markdown(results), encoding="utf-8")
   console.print(f"Written to {path}", highlight=False)
 
 
-def find_finished_run(settings: ExperimentSettings) -> Path | None:
-  """A run directory with scores whose settings are the same, if there is one."""
-  for scores in sorted(settings.runs_dir.glob(f"{settings.name}-seed-{settings.seed}*/scores.json")):
-    if load_settings(scores.parent / "config.yaml") == settings:
-      return scores.parent
-  return None
+def find_run(settings: ExperimentSettings) -> Path | None:
+  """A run directory of the same settings, a finished one if there is one."""
+  found = []
+  for facts in sorted(settings.runs_dir.glob(f"{settings.name}-seed-{settings.seed}*/run.json")):
+    begun = parse_settings(json.loads(facts.read_text(encoding="utf-8"))["settings"], str(facts))
+    if not changed_settings(begun, settings):
+      found.append(facts.parent)
+  finished = [path for path in found if (path / "scores.json").is_file()]
+  return (finished or found or [None])[0]
 
 
 def figures(results: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, list[list[float]]]]]:
@@ -78,4 +88,4 @@ def seeds_markdown(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

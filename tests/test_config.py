@@ -3,7 +3,17 @@
 import pytest
 import tyro
 
-from cqd_jax.config import ConfigError, ExperimentSettings, dump_settings, load_settings
+from cqd_jax.config import (
+  AT_LEAST,
+  ConfigError,
+  ExperimentSettings,
+  changed_settings,
+  check_settings,
+  dump_settings,
+  load_settings,
+  parse_settings,
+  settings_as_json,
+)
 
 
 def written(tmp_path, text):
@@ -55,3 +65,28 @@ def test_dotted_options_override_the_file(tmp_path):
   default = load_settings(written(tmp_path, "seed: 3\nevolution: {children: 10}\n"))
   settings = tyro.cli(ExperimentSettings, default=default, args=["--evolution.children", "7", "--unsafe"])
   assert (settings.seed, settings.evolution.children, settings.unsafe) == (3, 7, True)
+
+
+@pytest.mark.parametrize("name", AT_LEAST)
+def test_what_is_too_small_is_refused_before_anything_is_begun(name):
+  content = settings_as_json(ExperimentSettings())
+  *groups, last = name.split(".")
+  group = content[groups[0]] if groups else content
+  group[last] = AT_LEAST[name] - 1
+  with pytest.raises(ConfigError, match=f"^{name}: expected at least {AT_LEAST[name]}, got {AT_LEAST[name] - 1}"):
+    check_settings(parse_settings(content, "here"), num_tasks=3)
+
+
+def test_the_defaults_pass_the_checks_and_members_are_counted_from_one():
+  check_settings(ExperimentSettings(), num_tasks=3)
+  with pytest.raises(ConfigError, match="swarm_sizes: expected at least 1 member each"):
+    check_settings(ExperimentSettings(swarm_sizes=(3, 0)), num_tasks=3)
+
+
+def test_changes_are_told_by_name_but_for_what_changes_no_result():
+  before = settings_as_json(ExperimentSettings())
+  now = settings_as_json(ExperimentSettings(seed=4, workers=7))
+  now["evolution"]["cells"] = 5
+  now["output"]["tensorboard"] = False
+  changes = changed_settings(parse_settings(before, "before"), parse_settings(now, "now"))
+  assert changes == {"seed": (0, 4), "evolution.cells": (15, 5)}

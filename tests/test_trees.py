@@ -2,9 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from cqd_jax.trees import is_matrix, is_stacked, layer_name, leaf_keys, leaf_path, num_parameters, stack_path
+from cqd_jax.trees import (
+  fingerprint,
+  is_matrix,
+  is_stacked,
+  layer_name,
+  leaf_keys,
+  leaf_path,
+  num_parameters,
+  stack_path,
+)
 
 TREE = {
   "embed": {"embedding": jnp.zeros((7, 4))},
@@ -65,3 +75,40 @@ def test_parameters_are_counted_in_arrays_and_in_shapes():
   expected = 7 * 4 + 2 * 4 + 2 * 4 * 8 + 4 + 3 * 3 * 4 * 4
   assert num_parameters(TREE) == expected
   assert num_parameters(jax.eval_shape(lambda: TREE)) == expected
+
+
+def random_tree(seed=0):
+  keys = jax.random.split(jax.random.key(seed), 4)
+  return {
+    "w": jax.random.normal(keys[0], (7, 5)),
+    "h": jax.random.normal(keys[1], (6,)).astype(jnp.bfloat16),
+    "n": jax.random.randint(keys[2], (3, 2), 0, 100),
+    "flag": jnp.array([True, False]),
+    "key": keys[3],
+  }
+
+
+def test_a_fingerprint_is_the_same_for_the_same_bits_and_tells_the_leaf_that_differs():
+  tree = random_tree()
+  np.testing.assert_array_equal(fingerprint(tree), fingerprint(jax.tree.map(jnp.copy, tree)))
+  names = sorted(tree)  # the order of leaves in a dict
+  generator = np.random.default_rng(0)
+  for name in ("w", "h", "n", "flag"):
+    for _ in range(20):
+      leaf = np.array(tree[name])
+      flipped = leaf.reshape(-1).view(np.uint8)
+      if name == "flag":
+        flipped[generator.integers(2)] ^= 1
+      else:
+        flipped[generator.integers(flipped.size)] ^= 1 << generator.integers(8)
+      differs = np.asarray(fingerprint(tree) != fingerprint({**tree, name: jnp.asarray(leaf)})).all(axis=1)
+      np.testing.assert_array_equal(differs, [other == name for other in names])
+  differs = np.asarray(fingerprint(tree) != fingerprint({**tree, "key": jax.random.key(5)})).all(axis=1)
+  np.testing.assert_array_equal(differs, [name == "key" for name in names])
+
+
+def test_a_fingerprint_tells_an_exchange_of_entries_and_zeros_of_another_sign():
+  leaf = jnp.arange(12.0).reshape(3, 4)
+  assert (fingerprint({"w": leaf}) != fingerprint({"w": leaf[::-1]})).all()
+  assert (fingerprint({"w": leaf}) != fingerprint({"w": leaf[:, ::-1]})).all()
+  assert (fingerprint({"w": jnp.zeros(3)}) != fingerprint({"w": -jnp.zeros(3)})).all()

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from cqd_jax.config import BaselineSettings, ConfigError, ExperimentSettings, changed_settings
+from cqd_jax.config import BaselineSettings, ConfigError, ExperimentSettings, changed_settings, check_settings
 from cqd_jax.experiment.comparison import searched_methods
 from cqd_jax.experiment.evolution import Evolution, aggregated, best_elite
 from cqd_jax.experiment.lab import Lab, Method, Suite, open_suite
-from cqd_jax.experiment.models import load_or_train
+from cqd_jax.experiment.models import load_or_train, stack_task_vectors
 from cqd_jax.experiment.results import score_on_test
 from cqd_jax.experiment.run import explained, run_keys
-from cqd_jax.experiment.run_files import RunFiles, create_run, open_run, read_settings
+from cqd_jax.experiment.run_files import RUNG, RunFiles, create_run, open_run, read_settings
 from cqd_jax.io.checkpoint import Checkpoints
 from cqd_jax.io.history import History
 from cqd_jax.io.interrupt import Interrupt, interruptible
@@ -60,8 +60,9 @@ def run_seed(settings: ExperimentSettings, folder: Path, console: Console) -> li
   quiet = dataclasses.replace(settings.output, elites="none", tensorboard=False)
   rows: list[dict[str, Any]] = []
   with explained(folder, "the same command"), open_suite(settings) as suite, interruptible(console.print) as interrupt:
+    check_settings(settings, len(suite.tasks))
     base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
-    models = base, experts
+    models = base, stack_task_vectors(base, experts)
     for name, changes in LADDER.items():
       evolution = dataclasses.replace(settings.evolution, **{"schedule": "cycle", **changes})
       rung = dataclasses.replace(settings, evolution=evolution, output=quiet, run_dir=folder / _slug(name))
@@ -84,15 +85,15 @@ def _run_methods(
 ) -> list[dict[str, Any]]:
   """The rows of the methods of one run directory, run or read."""
   files = _open_or_create(settings)
-  if files.finished:
-    rows: list[dict[str, Any]] = read_json(files.scores)["test"]
-    return rows
-  console.print(f"seed {settings.seed}, {name}", highlight=False)
   with locked(files.path), History(files.history, suite.validation.task_names) as history:
+    if files.finished:
+      done: list[dict[str, Any]] = read_json(files.scores)["test"]
+      return done
+    console.print(f"seed {settings.seed}, {name}", highlight=False)
     lab = Lab(settings, console, *models, suite, history, interrupt)
     rows = [dataclasses.asdict(row) for row in score_on_test(lab, make_methods(lab, files))]
-    write_json(files.scores, {"tasks": lab.task_names, "seed": settings.seed, "test": rows})
     Checkpoints(files.path / "checkpoints").prune(keep=0)
+    write_json(files.scores, {"tasks": lab.task_names, "seed": settings.seed, "test": rows})
   return rows
 
 
@@ -108,8 +109,8 @@ def _searched_methods(lab: Lab, files: RunFiles) -> list[Method]:
 
 def _open_or_create(settings: ExperimentSettings) -> RunFiles:
   assert settings.run_dir is not None
-  if not (settings.run_dir / "run.json").is_file():
-    return create_run(settings)
+  if not settings.run_dir.exists():
+    return create_run(settings, RUNG)
   files = open_run(settings.run_dir)
   if changed := changed_settings(read_settings(files), settings):
     raise ConfigError(f"{files.path}: was run with other settings ({', '.join(changed)}); name another --out")

@@ -19,13 +19,15 @@ from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import open_lab, run_keys
 from cqd_jax.experiment.run_files import RunFiles, open_run, read_settings
 from cqd_jax.io.figures import all_figures
-from cqd_jax.io.interrupt import interruptible
+from cqd_jax.io.interrupt import Interrupt, interruptible
 from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.plots import save_figure
 from cqd_jax.io.report import write_report
 from cqd_jax.io.run_dir import RunDirError, locked
+from cqd_jax.models import init_params
 from cqd_jax.tasks.skills.training import MINIATURE
 from cqd_jax.tasks.task import Split
+from cqd_jax.types import Params
 
 
 def train(settings: ExperimentSettings, console: Console) -> None:
@@ -34,7 +36,7 @@ def train(settings: ExperimentSettings, console: Console) -> None:
     check_settings(settings, len(suite.tasks))
     base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
     names = suite.validation.task_names
-    models = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], first + rest]), base, experts)
+    models = jax.tree.map(lambda *leaves: jnp.stack(leaves), base, *experts.values())
     scores = suite.validation(models).mean(axis=-1)
   title = f"Share of {settings.tasks.validation} validation questions answered right"
   console.print(_score_table(title, ["base", *(f"expert {name}" for name in names)], names, scores))
@@ -61,7 +63,8 @@ def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[
   if not folder.is_dir():
     raise RunDirError(f"model: no {model!r} in {files.models}, which has {_list_models(files)}")
   params, about = load_model(folder)
-  if about.get("decoder") != dataclasses.asdict(MINIATURE):
+  shapes = jax.eval_shape(lambda key: init_params(key, MINIATURE), jax.random.key(0))
+  if about.get("decoder") != dataclasses.asdict(MINIATURE) or not same_shapes(params, shapes):
     raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
   with open_suite(settings) as suite:
     evaluation = suite.test if split == "test" else suite.validation
@@ -80,16 +83,17 @@ def aggregate(run_dir: Path, out: Path | None, console: Console) -> Path:
   """
   files = open_run(run_dir)
   settings = read_settings(files)
-  folder = out or files.models / "aggregate"
-  if folder.exists():
-    raise RunDirError(f"{folder}: already exists; nothing was overwritten (another place: --out FOLDER)")
   with (
     locked(run_dir),
-    interruptible(console.print) as interrupt,
     open_suite(settings) as suite,
-    open_lab(files, settings, suite, console, interrupt) as lab,
+    open_lab(files, settings, suite, console, Interrupt()) as lab,
   ):
     evolved = Evolution(lab, files.path, run_keys(settings).evolve).restore()
+    # A run that goes on will have an aggregate of its own at its end.
+    name = "aggregate" if files.finished else f"aggregate-after-{evolved.evaluations}-children"
+    folder = out or files.models / name
+    if folder.exists():
+      raise RunDirError(f"{folder}: already exists; nothing was overwritten (another place: --out FOLDER)")
     write_aggregate(lab, evolved, folder)
   console.print(f"aggregate of the best elites after {evolved.evaluations} children: {folder}", highlight=False)
   return folder
@@ -117,9 +121,18 @@ def plot(run_dir: Path, out: Path | None, formats: Sequence[str], console: Conso
   return paths
 
 
+def same_shapes(first: Params, second: Params) -> bool:
+  """Whether two trees have the same paths, and the same shapes at them."""
+  shapes = [
+    {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+    for tree in (first, second)
+  ]
+  return shapes[0] == shapes[1]
+
+
 def _list_models(files: RunFiles) -> str:
   """The model folders of a run in words; the many elites by their first and last."""
-  there = sorted(path.name for path in files.models.iterdir()) if files.models.is_dir() else []
+  there = sorted(path.name for path in files.models.glob("[!.]*")) if files.models.is_dir() else []
   elites = [name for name in there if name.startswith("elite-")]
   if len(elites) > 2:
     there = [name for name in there if name not in elites] + [f"{elites[0]} to {elites[-1]} ({len(elites)} elites)"]

@@ -16,32 +16,33 @@ from cqd_jax.types import Genotype, Params, PRNGKey
 
 def plain_methods(lab: Lab) -> list[Method]:
   """Base, experts, uniform average, and task arithmetic with its scale chosen on validation."""
-  passed = lab.score(lab.suite.validation, lab.experts)
+  passed = lab.score(lab.suite.validation, lab.experts).passed
   names = lab.task_names
   experts = [Method(f"expert {name}", individual(lab.experts, index), 0) for index, name in enumerate(names)]
   swarm = Method("the experts together", None, 0, members=functools.partial(individual, lab.experts), passed=passed)
   zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), lab.experts)
-  scales = lab.settings.baselines.scales
-  with progress(lab.console, "task arithmetic", len(scales)) as advance:
-    means = []
-    for scale in scales:
-      lab.interrupt.check()
-      merged = task_arithmetic(lab.experts, scale)
-      means.append(lab.score(lab.suite.validation, population_of_one(merged)).mean())
-      advance(note=f"scale {scale:g}: {means[-1]:.3f}")
-  best_scale = scales[int(np.argmax(means))]
   return [
     Method("base", zero, 0),
     *experts,
     swarm,
     Method("uniform average", uniform_average(lab.experts), 0),
-    Method(
-      "task arithmetic, tuned scale",
-      task_arithmetic(lab.experts, best_scale),
-      len(scales),
-      chosen={"scale": best_scale},
-    ),
+    *([_tuned_arithmetic(lab)] if lab.settings.baselines.scales else []),
   ]
+
+
+def _tuned_arithmetic(lab: Lab) -> Method:
+  """Task arithmetic with the scale that does best on validation."""
+  scales = lab.settings.baselines.scales
+  means = []
+  with progress(lab.console, "task arithmetic", len(scales)) as advance:
+    for scale in scales:
+      lab.interrupt.check()
+      merged = task_arithmetic(lab.experts, scale)
+      means.append(lab.score(lab.suite.validation, population_of_one(merged)).passed.mean())
+      advance(note=f"scale {scale:g}: {means[-1]:.3f}")
+  best = scales[int(np.argmax(means))]
+  merged = task_arithmetic(lab.experts, best)
+  return Method("task arithmetic, tuned scale", merged, len(scales), chosen={"scale": best})
 
 
 def searched_methods(lab: Lab, key: PRNGKey) -> list[Method]:
@@ -99,7 +100,7 @@ def _search(lab: Lab, name: str, granularity: str, search: VectorSearch, key: PR
       lab.interrupt.check()
       key, ask_key = jax.random.split(key)
       candidates = search.ask(state, ask_key)
-      passed = lab.score(lab.suite.validation, merge_all(candidates, lab.experts))[: budget - done]
+      passed = lab.score(lab.suite.validation, merge_all(candidates, lab.experts)).passed[: budget - done]
       if len(passed) == len(candidates):  # the last batch may be cut to keep the budgets equal
         state = search.tell(state, candidates, jnp.asarray(passed.mean(axis=-1), jnp.float32))
       candidates_so_far.append(np.asarray(candidates)[: len(passed)])

@@ -1,7 +1,6 @@
 """CycleQD on a suite: the loop around ask, executed answers and tell; it can be killed at any moment and goes on."""
 
 import functools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from cqd_jax.io.checkpoint import Checkpoints
 from cqd_jax.io.history import Batch
 from cqd_jax.io.loggers import MetricsLogger, TensorBoardLogger, WandbLogger, all_closed
 from cqd_jax.io.progress import progress
+from cqd_jax.io.run_dir import RunDirError
 from cqd_jax.operators import (
   aggregate,
   expert_svd_mutation,
@@ -149,18 +149,24 @@ class Evolution:
     return Evolved(moment.repertoire, settings.children, expert_scores)
 
   def restore(self) -> Evolved:
-    """What evolution had come to at the newest checkpoint that is whole; the experts alone, if there is none yet."""
+    """What evolution had come to at the newest checkpoint.
+
+    Raises:
+      RunDirError: if there is no checkpoint that is whole.
+    """
     moment, expert_scores = self._begin()
-    with Checkpoints(self._run_dir / "checkpoints") as checkpoints:
-      done, moment = checkpoints.load_newest(moment, at_most=self._lab.history.num_batches - 1) or (0, moment)
+    folder = self._run_dir / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+      found = checkpoints.load_newest(moment, at_most=self._lab.history.num_batches - 1)
+    if found is None:
+      raise RunDirError(f"{folder}: no checkpoint yet; go on with: cqd resume {self._run_dir}")
+    done, moment = found
     return Evolved(moment.repertoire, done * self._settings.batch_size, expert_scores)
 
   def _begin(self) -> tuple[Moment, np.ndarray]:
     """Scores the experts, and files them in the archives."""
     lab, settings = self._lab, self._settings
-    started = time.perf_counter()
-    passed = lab.score(lab.suite.validation, lab.experts)
-    seconds = time.perf_counter() - started
+    passed, seconds = lab.score(lab.suite.validation, lab.experts)
     scores = passed.mean(axis=-1)
     repertoire, emitter_state, metrics = self._cycleqd.init_ask_tell(
       lab.experts,
@@ -195,9 +201,7 @@ class Evolution:
     lab = self._lab
     key, ask_key = jax.random.split(moment.key)
     children, info = self._ask(moment.repertoire, moment.emitter_state, ask_key)
-    started = time.perf_counter()
-    passed = lab.score(lab.suite.validation, children)
-    seconds = time.perf_counter() - started
+    passed, seconds = lab.score(lab.suite.validation, children)
     scores = passed.mean(axis=-1)
     moment, metrics, identities, taken = self._tell(
       moment.replace(key=key), children, scores.astype(np.float32), passed, info
@@ -247,8 +251,8 @@ class Evolution:
       loggers.append(TensorBoardLogger(self._run_dir / "tensorboard", first_step=done + 1))
     if output.wandb_project:
       config = settings_as_json(self._lab.settings)
-      name = self._run_dir.name
-      loggers.append(WandbLogger(output.wandb_project, name=name, folder=self._run_dir / "wandb", config=config))
+      name, folder = self._run_dir.name, self._run_dir / "wandb"
+      loggers.append(WandbLogger(output.wandb_project, name=name, folder=folder, config=config))
     return loggers
 
 

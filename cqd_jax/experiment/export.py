@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cqd_jax.archive import CyclingRepertoire
+from cqd_jax.config import ExperimentSettings
 from cqd_jax.experiment.evolution import Evolved, aggregated
 from cqd_jax.experiment.lab import Lab, individual, materialise, population_of_one
 from cqd_jax.io.model_folder import save_model
@@ -22,21 +23,14 @@ def identity_of_best(repertoire: CyclingRepertoire, archive: int | None = None) 
 
 
 def write_models(lab: Lab, evolved: Evolved, folder: Path) -> None:
-  """Writes the base, the experts, the elites, the best of them and the aggregate as model folders.
+  """Writes the elites, the best of them and the aggregate as model folders, beside the base and the experts.
 
   Those that are there already are left as they are.
   """
   repertoire = evolved.repertoire
-  names = lab.task_names
+  best = identity_of_best(repertoire)
   slots = _chosen_slots(lab, repertoire)
-  with progress(lab.console, "writing models", 2 + len(names) + len(slots)) as advance:
-    _write(lab, folder / "base", lab.base, {"kind": "base"})
-    advance()
-    for index, name in enumerate(names):
-      expert = _apply(lab, individual(lab.experts, index))
-      _write(lab, folder / f"expert-{name}", expert, {"kind": "expert", "task": name, "identity": index})
-      advance()
-    best = identity_of_best(repertoire)
+  with progress(lab.console, "writing models", 1 + len(slots)) as advance:
     for slot in slots:
       about = _about_elite(lab, repertoire, slot)
       for name in [f"elite-{about['identity']:06d}"] + ["best"] * (about["identity"] == best):
@@ -49,14 +43,19 @@ def write_models(lab: Lab, evolved: Evolved, folder: Path) -> None:
 def write_aggregate(lab: Lab, evolved: Evolved, folder: Path) -> None:
   """Writes the aggregate of the archives' best elites as a model folder, unless it is there."""
   elites = {name: identity_of_best(evolved.repertoire, archive) for archive, name in enumerate(lab.task_names)}
-  model = aggregated(evolved).model
-  _write(lab, folder, _apply(lab, model), {"kind": "aggregate", "of": elites, "children": evolved.evaluations})
+  about = {"kind": "aggregate", "of": elites, "children": evolved.evaluations}
+  _write(lab, folder, _apply(lab, aggregated(evolved).model), about)
+
+
+def write_model(settings: ExperimentSettings, folder: Path, params: Params, about: dict[str, Any]) -> None:
+  """Writes a model of the experiment's shape as a model folder."""
+  save_model(folder, params, {**about, "decoder": dataclasses.asdict(MINIATURE), "seed": settings.seed})
 
 
 def sample_answers(lab: Lab, task_vector: Params, size: int) -> list[Sample]:
   """Some test questions of each task as a model answers them: first some that it fails."""
   model = population_of_one(task_vector)
-  passed = lab.score(lab.suite.test, model)[0]
+  passed = lab.score(lab.suite.test, model).passed[0]
   answers = lab.suite.test.answer(materialise(lab.base, model))[0]
   samples = []
   for name, examples, given, right in zip(lab.task_names, lab.suite.test.examples, answers, passed, strict=True):
@@ -103,4 +102,4 @@ def _apply(lab: Lab, task_vector: Params) -> Params:
 
 def _write(lab: Lab, folder: Path, params: Params, about: dict[str, Any]) -> None:
   if not folder.exists():
-    save_model(folder, params, {**about, "decoder": dataclasses.asdict(MINIATURE), "seed": lab.settings.seed})
+    write_model(lab.settings, folder, params, about)

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from rich.console import Console
 
 from cqd_jax.config import ExperimentSettings
-from cqd_jax.io.history import History
+from cqd_jax.io.history import History, Scored
 from cqd_jax.io.interrupt import Interrupt
 from cqd_jax.io.sandbox import Sandbox
 from cqd_jax.operators import apply_task_vector
@@ -131,10 +131,10 @@ class Lab:
     """The K names."""
     return self.suite.validation.task_names
 
-  def score(self, evaluation: Evaluation, task_vectors: Genotype) -> Passed:
-    """Which questions each of P task vectors (leaves `[P, ...]`) answers right, `[P, K, B]`.
+  def score(self, evaluation: Evaluation, task_vectors: Genotype) -> Scored:
+    """Which questions each of P task vectors (leaves `[P, ...]`) answers right.
 
-    What was scored once is remembered, by the bits of the task vectors, also by the next process of a resumed run.
+    A population that was scored once is remembered, by its bits, also by the next process of a resumed run.
     """
     models = np.asarray(fingerprint(task_vectors)).tobytes().hex()
     if (known := self.history.recall(evaluation.split, models)) is not None:
@@ -148,9 +148,10 @@ class Lab:
     self.clock.answers += passed.size
     self.clock.decode_s += decoded - started
     self.clock.grade_s += graded - decoded
+    scored = Scored(passed, graded - started)
     with self.clock.recording():
-      self.history.remember(evaluation.split, models, passed, graded - started)
-    return passed
+      self.history.remember(evaluation.split, models, scored)
+    return scored
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,8 @@ def load_or_train(
   key: PRNGKey,
   console: Console,
   interrupt: Interrupt,
-) -> tuple[Params, Params]:
-  """The base params, and the experts' task vectors with leaves `[K, ...]`, one expert a task.
+) -> tuple[Params, dict[str, Params]]:
+  """The params of the base, and of each task's expert by the task's name.
 
   Each model is kept in the cache as soon as it is trained, so that training goes on where it was ended.
 
@@ -48,12 +50,24 @@ def load_or_train(
   if not paths["base"].is_file():
     base = _train_base(settings, trainer, examples, suite.validation, key, console, interrupt)
     save_params(paths["base"], base)
-  base = load_params(paths["base"])
+  base = _load_cached(paths["base"])
   for index, (name, own) in enumerate(examples.items()):
     if not paths[name].is_file():
       save_params(paths[name], _train_expert(settings, trainer, base, name, own, index, console, interrupt))
-  experts = [task_vector(load_params(paths[name]), base) for name in examples]
-  return base, jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts)
+  return base, {name: _load_cached(paths[name]) for name in examples}
+
+
+def stack_task_vectors(base: Params, experts: Mapping[str, Params]) -> Params:
+  """The experts' differences to the base, leaves `[K, ...]`."""
+  task_vectors = [task_vector(expert, base) for expert in experts.values()]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *task_vectors)
+
+
+def _load_cached(path: Path) -> Params:
+  try:
+    return load_params(path)
+  except ValueError as error:
+    raise ValueError(f"{error}; delete it to have it made anew") from error
 
 
 def _train_base(

@@ -1,5 +1,6 @@
 """A run directory as the `RunRecord` that reports and figures are made from; needs no models and no sandbox."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,14 @@ def read_record(files: RunFiles) -> RunRecord:
   """
   begun = read_json(files.facts)
   settings = parse_settings(begun["settings"], str(files.facts))
-  with History(files.history) as history:
+  with History(files.history) as history, history.snapshot():
     names, individuals, metrics = history.task_names, history.individuals(), history.metrics()
-  results: dict[str, Any] = read_json(files.scores) if files.finished else {}
+  finished = files.finished
+  results: dict[str, Any] = read_json(files.scores) if finished else {}
   grid = _grid(settings, individuals)
-  best, aggregated = _best(individuals, grid)
-  return RunRecord(
+  record = RunRecord(
     name=files.path.resolve().name,
-    finished=files.finished,
+    finished=finished,
     task_names=names,
     num_planned=settings.evolution.children,
     facts=_facts(begun, settings, metrics),
@@ -39,9 +40,10 @@ def read_record(files: RunFiles) -> RunRecord:
     rows=results.get("test", []),
     swarm_sizes=settings.swarm_sizes,
     samples=[Sample(**sample) for sample in results.get("samples", [])],
-    best=results.get("best", best),
-    aggregated=results.get("aggregated", aggregated),
+    best=results.get("best"),
+    aggregated=results.get("aggregated", []),
   )
+  return record if finished else dataclasses.replace(record, best=_best(record))
 
 
 def _grid(settings: ExperimentSettings, individuals: Individuals) -> Grid | None:
@@ -54,23 +56,13 @@ def _bins(grid: Grid, scores: np.ndarray) -> np.ndarray:
   return np.asarray(grid.bins(np.nan_to_num(scores)))
 
 
-def _best(individuals: Individuals, grid: Grid | None) -> tuple[int | None, list[int]]:
-  """Of the living the one with the best mean, and the fittest of each archive; the first of equals."""
-  if grid is None:
-    return None, []
-  bins = _bins(grid, individuals.scores)
-  num_tasks = individuals.scores.shape[1]
-  living: set[int] = set()
-  for archive in range(num_tasks):
-    cells = np.delete(bins, archive, axis=1)
-    held = {tuple(cells[identity]): int(identity) for identity in np.flatnonzero(individuals.taken[:, archive])}
-    living |= set(held.values())
+def _best(record: RunRecord) -> int | None:
+  """Of those that hold a cell now the one with the best mean, the first of equals."""
+  living = sorted({holder for archive in range(len(record.task_names)) for holder in record.elites(archive).values()})
   if not living:
-    return None, []
-  elites = np.array(sorted(living))
-  scores = individuals.scores[elites]
-  fittest = [int(elites[scores[:, archive].argmax()]) for archive in range(num_tasks)]
-  return int(elites[scores.mean(axis=1).argmax()]), fittest
+    return None
+  means = record.individuals.scores[living].mean(axis=1)
+  return living[int(means.argmax())]
 
 
 def _facts(begun: dict[str, Any], settings: ExperimentSettings, metrics: dict[str, np.ndarray]) -> dict[str, str]:

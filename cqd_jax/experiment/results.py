@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from cqd_jax.experiment.lab import Lab, Method, population_of_one
+from cqd_jax.experiment.seeds import markdown
 from cqd_jax.io.progress import progress
 from cqd_jax.search.swarm import choose_members, share_solved
 
@@ -51,7 +52,7 @@ def _score_row(lab: Lab, method: Method) -> Row:
   solved = _solved_by_members(lab, method)
   if method.model is None:
     return Row(method.name, {}, None, None, method.evaluations, solved, method.chosen)
-  scores = lab.score(lab.suite.test, population_of_one(method.model))[0].mean(axis=-1)
+  scores = lab.score(lab.suite.test, population_of_one(method.model)).passed[0].mean(axis=-1)
   by_task = dict(zip(lab.suite.test.task_names, scores.tolist(), strict=True))
   mean, minimum = float(scores.mean()), float(scores.min())
   return Row(method.name, by_task, mean, minimum, method.evaluations, solved, method.chosen)
@@ -64,7 +65,7 @@ def _solved_by_members(lab: Lab, method: Method) -> dict[int, float]:
     return {}
   chosen = choose_members(method.passed.reshape(len(method.passed), -1), max(sizes))
   members = [method.members(index) for index in chosen]
-  passed = lab.score(lab.suite.test, jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+  passed = lab.score(lab.suite.test, jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)).passed
   flat = passed.reshape(len(passed), -1)
   return {size: share_solved(flat[:size]) for size in sizes}
 
@@ -88,12 +89,13 @@ def make_table(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes: Sequ
 
 def markdown_table(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes: Sequence[int]) -> str:
   """The rows as a Markdown table."""
+  cells = [
+    [row.name, *("" if value is None else f"{value:.3f}" for value in _values(row, task_names, swarm_sizes))]
+    for row in rows
+  ]
+  evaluations = [str(row.evaluations or "") for row in rows]
   header = ["model", *_columns(task_names, swarm_sizes), "scored"]
-  lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-  for row in rows:
-    cells = ["" if value is None else f"{value:.3f}" for value in _values(row, task_names, swarm_sizes)]
-    lines.append("| " + " | ".join([row.name, *cells, str(row.evaluations or "")]) + " |")
-  return "\n".join(lines) + "\n"
+  return markdown(header, [[*entries, scored] for entries, scored in zip(cells, evaluations, strict=True)])
 
 
 def _columns(task_names: Sequence[str], swarm_sizes: Sequence[int]) -> list[str]:

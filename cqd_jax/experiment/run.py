@@ -1,7 +1,7 @@
 """A run from its first stage to its report; each stage finds what an earlier session has done, so a run can be resumed.
 
-Train, evolve, compare, test, write: scores are remembered in the history, trained models in the cache, evolution in
-checkpoints, and `scores.json` is written last, when everything else is there.
+Train, evolve, compare, test, write: trained models are kept in the cache and in the run, scores in the history,
+evolution in checkpoints, and `scores.json` is written when everything else is there.
 """
 
 import contextlib
@@ -16,15 +16,22 @@ from rich.console import Console
 from cqd_jax.config import ExperimentSettings, check_settings
 from cqd_jax.experiment.comparison import plain_methods, searched_methods
 from cqd_jax.experiment.evolution import Evolution, Evolved, aggregated, best_elite
-from cqd_jax.experiment.export import identity_of_best, sample_answers, samples_as_json, write_models
+from cqd_jax.experiment.export import (
+  identity_of_best,
+  sample_answers,
+  samples_as_json,
+  write_model,
+  write_models,
+)
 from cqd_jax.experiment.lab import Lab, Suite, open_suite
-from cqd_jax.experiment.models import load_or_train
+from cqd_jax.experiment.models import load_or_train, stack_task_vectors
 from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.results import Row, make_table, markdown_table, score_on_test
-from cqd_jax.experiment.run_files import RunFiles, begin_session, create_run, open_run, read_settings
+from cqd_jax.experiment.run_files import EXPERIMENT, RunFiles, begin_session, create_run, open_run, read_settings
 from cqd_jax.io.checkpoint import Checkpoints
 from cqd_jax.io.history import History
 from cqd_jax.io.interrupt import Interrupt, Stopped, interruptible
+from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.plots import plot_archives, save_figure
 from cqd_jax.io.report import write_report
 from cqd_jax.io.run_dir import RunDirError, is_disk_full, locked, read_json, write_json, write_text
@@ -60,7 +67,8 @@ def run_experiment(settings: ExperimentSettings, console: Console) -> Result:
   with open_suite(settings) as suite:
     check_settings(settings, len(suite.tasks))
     files = create_run(settings)
-    return _run(files, settings, suite, console)
+    with locked(files.path), explained(files.path, f"cqd resume {files.path}"):
+      return _run(files, settings, suite, console)
 
 
 def resume_experiment(run_dir: Path, console: Console) -> Result:
@@ -71,31 +79,40 @@ def resume_experiment(run_dir: Path, console: Console) -> Result:
     Stopped, SandboxUnavailable: as `run_experiment`.
   """
   files = open_run(run_dir)
+  kind = read_json(files.facts)["kind"]
+  if kind != EXPERIMENT:
+    raise RunDirError(f"{run_dir}: is a {kind}; go on with it by the command that began it")
   settings = read_settings(files)
-  if files.finished:
-    console.print(f"{run_dir}: is finished", highlight=False)
-    result = _read_result(files)
-    _write_report(files)  # the session that finished it may have been killed before
-    _show(result, settings, read_json(files.scores)["tasks"], console)
-    return result
-  with locked(run_dir):
-    pass  # before a sandbox is started in vain
-  with open_suite(settings) as suite:
-    check_settings(settings, len(suite.tasks))
-    begin_session(files)
-    return _run(files, settings, suite, console)
+  with locked(run_dir), explained(run_dir, f"cqd resume {run_dir}"):
+    if files.finished:
+      console.print(f"{run_dir}: is finished", highlight=False)
+      result = _read_result(files)
+      _write_report(files)  # the session that finished it may have been killed before
+      _show(result, settings, list(result.rows[0].scores), console)
+      return result
+    with open_suite(settings) as suite:
+      check_settings(settings, len(suite.tasks))
+      begin_session(files)
+      return _run(files, settings, suite, console)
 
 
 @contextlib.contextmanager
 def open_lab(
   files: RunFiles, settings: ExperimentSettings, suite: Suite, console: Console, interrupt: Interrupt
 ) -> Iterator[Lab]:
-  """Models and history of a run; trains what is not in the cache."""
-  with stage(files, "train"):
-    base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
+  """Models and history of a run. The base and the experts are its own, in `models`, from the first session on."""
   names = [task.name for task in suite.tasks]
+  folders = {"base": files.models / "base", **{name: files.models / f"expert-{name}" for name in names}}
+  if not all(folder.is_dir() for folder in folders.values()):
+    base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
+    for name, folder in folders.items():
+      if not folder.is_dir():
+        about = {"kind": "base"} if name == "base" else {"kind": "expert", "task": name, "identity": names.index(name)}
+        write_model(settings, folder, base if name == "base" else experts[name], about)
+  base = load_model(folders["base"])[0]
+  task_vectors = stack_task_vectors(base, {name: load_model(folders[name])[0] for name in names})
   with History(files.history, names) as history:
-    yield Lab(settings, console, base, experts, suite, history, interrupt)
+    yield Lab(settings, console, base, task_vectors, suite, history, interrupt)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +157,10 @@ def _run(files: RunFiles, settings: ExperimentSettings, suite: Suite, console: C
   def announce(text: str) -> None:
     console.print(f"cqd: {text}", highlight=False)
 
-  with (
-    locked(files.path),
-    explained(files.path, f"cqd resume {files.path}"),
-    interruptible(announce) as interrupt,
-    open_lab(files, settings, suite, console, interrupt) as lab,
-  ):
+  with contextlib.ExitStack() as stack:
+    interrupt = stack.enter_context(interruptible(announce))
+    with stage(files, "train"):
+      lab = stack.enter_context(open_lab(files, settings, suite, console, interrupt))
     keys = run_keys(settings)
     started = time.perf_counter()
     with stage(files, "evolve"):
@@ -178,7 +193,9 @@ def _finish(files: RunFiles, lab: Lab, evolved: Evolved, rows: list[Row], throug
   repertoire = evolved.repertoire
   seconds = read_json(files.facts)["seconds"]
   write_text(files.path / "table.md", markdown_table(rows, names, settings.swarm_sizes))
-  write_json(
+  with Checkpoints(files.path / "checkpoints") as checkpoints:
+    checkpoints.prune(keep=1)
+  write_json(  # last but the report, which resuming would write again
     files.scores,
     {
       "tasks": names,
@@ -192,18 +209,19 @@ def _finish(files: RunFiles, lab: Lab, evolved: Evolved, rows: list[Row], throug
       "seconds": seconds,
     },
   )
-  with Checkpoints(files.path / "checkpoints") as checkpoints:
-    checkpoints.prune(keep=1)
   _write_report(files)
   return Result(files.path, rows, throughput, seconds)
 
 
 def _read_result(files: RunFiles) -> Result:
   content = read_json(files.scores)
-  rows = [
-    Row(**{**row, "solved": {int(size): share for size, share in row["solved"].items()}}) for row in content["test"]
-  ]
-  return Result(files.path, rows, content["throughput"], content["seconds"])
+  try:
+    rows = [
+      Row(**{**row, "solved": {int(size): share for size, share in row["solved"].items()}}) for row in content["test"]
+    ]
+    return Result(files.path, rows, content["throughput"], content["seconds"])
+  except (KeyError, TypeError, AttributeError) as error:
+    raise RunDirError(f"{files.scores}: damaged; deleted, it is made anew by: cqd resume {files.path}") from error
 
 
 def _write_report(files: RunFiles) -> None:

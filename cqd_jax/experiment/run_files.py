@@ -2,7 +2,10 @@
 
 import dataclasses
 import datetime
+import errno
+import os
 import platform
+import shutil
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +25,8 @@ from cqd_jax.config import (
 from cqd_jax.io.run_dir import RunDirError, read_json, write_json, write_text
 
 FORMAT = 1
+EXPERIMENT, RUNG = "experiment", "rung of an ablation"
+"""Kinds of runs: what `cqd resume` goes on with, and what experiments/skills_ablation.py does."""
 PACKAGES = ("cqd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "numpy")
 
 
@@ -77,23 +82,34 @@ class RunFiles:
     write_json(self.facts, facts)
 
 
-def create_run(settings: ExperimentSettings) -> RunFiles:
+def create_run(settings: ExperimentSettings, kind: str = EXPERIMENT) -> RunFiles:
   """Makes a run directory that was not there before: `settings.run_dir`, or the next free name in `settings.runs_dir`.
+
+  It appears with its settings, whole or not at all. `kind` says what may go on with it.
 
   Raises:
     RunDirError: if the directory that was asked for exists.
   """
-  files = RunFiles(_make_directory(settings))
+  settings = dataclasses.replace(settings, cache_dir=settings.cache_dir.absolute())
+  named = dataclasses.replace(settings, run_dir=None)  # so that config.yaml can begin another run
   begun = {
     "format": FORMAT,
+    "kind": kind,
     "created": _now(),
-    "settings": settings_as_json(settings),
+    "settings": settings_as_json(named),
     "sessions": [_session()],
     "seconds": {},
   }
-  write_text(files.settings, dump_settings(settings))
-  write_json(files.facts, begun)  # last: with it the directory is a run
-  return files
+  parent = settings.run_dir.parent if settings.run_dir is not None else settings.runs_dir
+  unfinished = parent / f".run.{os.getpid()}"
+  unfinished.mkdir(parents=True)
+  try:
+    made = RunFiles(unfinished)
+    write_text(made.settings, dump_settings(named))
+    write_json(made.facts, begun)
+    return RunFiles(_give_name(unfinished, settings))
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def open_run(path: Path) -> RunFiles:
@@ -108,8 +124,12 @@ def open_run(path: Path) -> RunFiles:
   if not files.facts.is_file():
     raise RunDirError(f"{path}: not a run directory (it has no {files.facts.name})")
   facts = read_json(files.facts)
+  expected = {"kind": str, "created": str, "settings": dict, "sessions": list, "seconds": dict}
   if not isinstance(facts, dict) or facts.get("format") != FORMAT:
     raise RunDirError(f"{files.facts}: expected a run of format {FORMAT}")
+  for name, kind in expected.items():
+    if not isinstance(facts.get(name), kind) or facts[name] == []:
+      raise RunDirError(f"{files.facts}: damaged, it does not tell {name!r}")
   return files
 
 
@@ -146,21 +166,25 @@ def begin_session(files: RunFiles) -> None:
   write_json(files.facts, facts)
 
 
-def _make_directory(settings: ExperimentSettings) -> Path:
+def _give_name(unfinished: Path, settings: ExperimentSettings) -> Path:
+  """Renames a directory to a name that is free; what is there is never replaced."""
   if settings.run_dir is not None:
-    try:
-      settings.run_dir.mkdir(parents=True)
-    except FileExistsError:
+    if settings.run_dir.exists():
       raise RunDirError(
         f"{settings.run_dir}: already exists; nothing was overwritten (to go on with a run: cqd resume RUN_DIR)"
-      ) from None
+      )
+    unfinished.rename(settings.run_dir)
     return settings.run_dir
   name = f"{settings.name}-seed-{settings.seed}"
   for number in range(1, 10_000):
     path = settings.runs_dir / (name if number == 1 else f"{name}-{number}")
+    if path.exists():
+      continue
     try:
-      path.mkdir(parents=True)
-    except FileExistsError:
+      unfinished.rename(path)
+    except OSError as error:  # another process was faster
+      if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        raise
       continue
     return path
   raise RunDirError(f"{settings.runs_dir}: already holds 9,999 runs named {name}")

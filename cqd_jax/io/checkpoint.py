@@ -1,6 +1,7 @@
 """Checkpoints of all that the next iteration depends on, by Orbax: the last few, in the background, verified."""
 
 import contextlib
+import errno
 import logging
 import shutil
 import warnings
@@ -86,15 +87,21 @@ class Checkpoints:
       raise FileNotFoundError(f"{path}: no such checkpoint")
     named = _by_path(like)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, named)
-    target[FINGERPRINT] = jax.ShapeDtypeStruct((len(named),), jnp.uint32)
+    target[FINGERPRINT] = jax.ShapeDtypeStruct((len(named), 2), jnp.uint32)
+    manager = self._open()
     try:
-      data = self._open().restore(step, args=ocp.args.StandardRestore(target))
+      data = manager.restore(step, args=ocp.args.StandardRestore(target))
+    except (MemoryError, PermissionError, InterruptedError):
+      raise  # nothing that would tell of the checkpoint
     except Exception as error:  # Orbax and TensorStore raise many kinds; the user needs the folder's name
+      if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM):
+        raise
       raise DamagedCheckpoint(f"{path}: does not fit or is damaged ({_first_line(error)})") from error
     written = data.pop(FINGERPRINT)
     read = fingerprint({name: data[name] for name in named})
     if not np.array_equal(written, read):
-      wrong = [name for name, differs in zip(sorted(named), np.asarray(written != read), strict=True) if differs]
+      differs: np.ndarray = np.any(np.asarray(written) != np.asarray(read), axis=1)
+      wrong = [name for name, differ in zip(sorted(named), differs, strict=True) if differ]
       raise DamagedCheckpoint(f"{path}: damaged, its checksum of {wrong[0]} does not agree")
     leaves, structure = jax.tree.flatten(like)
     restored = [_from_data(leaf, data[name]) for name, leaf in zip(named, leaves, strict=True)]
@@ -179,7 +186,7 @@ def _from_data(like: Any, leaf: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
   lines = str(error).strip().splitlines()
-  return lines[0][:200] if lines else type(error).__name__
+  return lines[0].split(". ")[0][:200] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -11,18 +11,18 @@ A batch is written in one transaction, so a killed run leaves whole batches. A r
 checkpoint again, with the same result; what is already there is then left as it is.
 """
 
+import contextlib
 import dataclasses
 import json
 import sqlite3
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
 
 from cqd_jax.io.record import Individuals
 
@@ -63,6 +63,18 @@ class Batch:
   metrics: Mapping[str, Any]
 
 
+class Scored(NamedTuple):
+  """How P models were scored on B questions of each of K tasks.
+
+  Attributes:
+    passed: `[P, K, B]` bool, which questions each answers right.
+    seconds: that it took.
+  """
+
+  passed: np.ndarray
+  seconds: float
+
+
 class History:
   """The history in a file; use it as a context manager.
 
@@ -84,8 +96,8 @@ class History:
       if task_names is not None and not self._has_tables():
         self._create(task_names)
       self.task_names = self._check(task_names)
-    except sqlite3.OperationalError:
-      raise  # the disk, not the file
+    except sqlite3.OperationalError as error:  # the disk, or another program
+      raise HistoryError(f"{path}: could not be opened ({error})") from error
     except sqlite3.DatabaseError as error:
       raise HistoryError(
         f"{path}: damaged ({error}); moved elsewhere, the run is made anew from its experts by resuming"
@@ -122,11 +134,13 @@ class History:
     if batch.number < self.num_batches:
       if self._deterministic(self._individual_rows(batch.number)) == self._deterministic(rows):
         return
+      if batch.number == 0:
+        raise HistoryError(f"{self._path}: began with other experts, or other questions, than these")
       warnings.warn(f"{self._path}: from batch {batch.number} on it came out differently; written anew", stacklevel=2)
     elif batch.number > self.num_batches:
       raise ValueError(f"batch: expected number {self.num_batches} next, got {batch.number}")
     marks = ", ".join("?" * len(rows[0]))
-    with self._connection:
+    with self._writing():
       for table in ("individuals", "batches"):
         self._connection.execute(f"DELETE FROM {table} WHERE batch >= ?", (batch.number,))
       self._connection.executemany(f"INSERT INTO individuals VALUES ({marks})", rows)
@@ -134,6 +148,15 @@ class History:
         "INSERT INTO batches VALUES (?, ?, ?, ?)",
         (batch.number, json.dumps(_finite(dict(batch.metrics))), batch.seconds, time.time()),
       )
+
+  @contextlib.contextmanager
+  def snapshot(self) -> Iterator[None]:
+    """What is read in the block is of one moment, though another process writes."""
+    self._connection.execute("BEGIN")
+    try:
+      yield
+    finally:
+      self._connection.rollback()
 
   def individuals(self) -> Individuals:
     """All individuals, in the order of identity."""
@@ -166,23 +189,33 @@ class History:
     named = {name: np.array([entry[name] for entry in figures], float) for name in figures[0]}
     return {**named, "seconds": np.array([seconds for _, seconds in rows])}
 
-  def recall(self, split: str, models: str) -> Bool[np.ndarray, "P K B"] | None:
-    """Which questions of a split models answered right, if `remember` was told; `models` names them by content."""
+  def recall(self, split: str, models: str) -> Scored | None:
+    """What `remember` was told of models on a split, if it was; `models` names them by content."""
     row = self._connection.execute(
-      "SELECT passed, shape FROM evaluations WHERE split = ? AND models = ?", (split, models)
+      "SELECT passed, shape, seconds FROM evaluations WHERE split = ? AND models = ?", (split, models)
     ).fetchone()
     if row is None:
       return None
-    shape = json.loads(row[1])
-    return np.unpackbits(np.frombuffer(row[0], np.uint8), count=int(np.prod(shape))).astype(bool).reshape(shape)
+    bits, shape, seconds = np.frombuffer(row[0], np.uint8), json.loads(row[1]), row[2]
+    return Scored(np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape), seconds)
 
-  def remember(self, split: str, models: str, passed: Bool[np.ndarray, "P K B"], seconds: float) -> None:
-    """Writes which questions models answered right, so that they need never be asked again."""
-    with self._connection:
+  def remember(self, split: str, models: str, scored: Scored) -> None:
+    """Writes how models were scored, so that they need never be asked again."""
+    passed = scored.passed
+    with self._writing():
       self._connection.execute(
         "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)",
-        (split, models, np.packbits(passed).tobytes(), json.dumps(passed.shape), seconds),
+        (split, models, np.packbits(passed).tobytes(), json.dumps(passed.shape), scored.seconds),
       )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """One transaction; what the file itself is not to blame for is told with its name."""
+    try:
+      with self._connection:
+        yield
+    except sqlite3.OperationalError as error:
+      raise HistoryError(f"{self._path}: could not be written ({error})") from error
 
   def _has_tables(self) -> bool:
     return bool(self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])

@@ -4,9 +4,12 @@ import contextlib
 import importlib
 import math
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from cqd_jax.io.run_dir import write_text
 
 
 @runtime_checkable
@@ -61,8 +64,8 @@ class WandbLogger:
 
   Args:
     project: where the run goes.
-    name: of the run, which is also its id: a resumed run goes on in the same curves.
-    folder: for what wandb keeps on disk.
+    name: of the run, for people.
+    folder: for what wandb keeps on disk, and for the run's id, by which a resumed run goes on in the same curves.
     config: shown beside the run.
   """
 
@@ -72,8 +75,17 @@ class WandbLogger:
     except ImportError as error:
       raise ValueError("output.wandb_project: needs wandb: pip install 'cqd_jax[wandb]'") from error
     folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "id"
+    if not known.is_file():
+      write_text(known, uuid.uuid4().hex)
     self._run = wandb.init(
-      project=project, name=name, id=name, dir=str(folder), resume="allow", config=dict(config), save_code=False
+      project=project,
+      name=name,
+      id=known.read_text(encoding="utf-8"),
+      dir=str(folder),
+      resume="allow",
+      config=dict(config),
+      save_code=False,
     )
 
   def log(self, step: int, figures: Mapping[str, float]) -> None:

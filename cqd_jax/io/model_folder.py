@@ -45,5 +45,7 @@ def load_model(folder: Path) -> tuple[Params, dict[str, Any]]:
   """
   if not (folder / ABOUT).is_file():
     raise RunDirError(f"{folder}: not a model folder (it has no {ABOUT})")
-  about: dict[str, Any] = read_json(folder / ABOUT)
+  about = read_json(folder / ABOUT)
+  if not isinstance(about, dict):
+    raise RunDirError(f"{folder / ABOUT}: expected what the model is by name, got {type(about).__name__}")
   return load_params(folder / WEIGHTS), about

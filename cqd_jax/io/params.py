@@ -19,8 +19,13 @@ def save_params(path: Path, params: Params) -> None:
   flat = {"/".join(leaf_path(key_path)): np.asarray(leaf) for key_path, leaf in jax.tree.leaves_with_path(params)}
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-  save_file(flat, unfinished)
-  os.replace(unfinished, path)
+  try:
+    save_file(flat, unfinished)
+    os.replace(unfinished, path)
+  except SafetensorError as error:
+    raise OSError(f"{path}: could not be written ({error})") from error
+  finally:
+    unfinished.unlink(missing_ok=True)
 
 
 def load_params(path: Path) -> Params:
@@ -42,5 +47,5 @@ def load_params(path: Path) -> Params:
           branch = branch.setdefault(parent, {})
         branch[last] = jnp.asarray(file.get_tensor(name))
   except SafetensorError as error:
-    raise ValueError(f"{path}: not a whole safetensors file ({error}); delete it to have it made anew") from error
+    raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
   return params

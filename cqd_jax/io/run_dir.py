@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,21 @@ def locked(run_dir: Path) -> Iterator[None]:
     except BlockingIOError:
       holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
       raise RunDirError(f"{run_dir}: in use by process {holder}; nothing was changed") from None
+    except OSError as error:  # some network disks have no locks
+      raise RunDirError(f"{run_dir}: cannot be locked for this process ({error.strerror})") from error
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
+    _sweep(run_dir)
     yield
   finally:
     os.close(descriptor)
+
+
+def _sweep(run_dir: Path) -> None:
+  """Removes what killed processes left half written: `.NAME.PID`, here and one folder down."""
+  for path in (*run_dir.glob(".*.*"), *run_dir.glob("*/.*.*")):
+    if path.suffix[1:].isdigit():
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -5,7 +5,7 @@ Inside QDax's own `MAPElites` it is given one ordinary archive. `CycleQDEmitter`
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ from cqd_jax.archive.cells import Grid, grid_coordinates, other_tasks
 from cqd_jax.archive.repertoire import EMPTY, CyclingRepertoire
 from cqd_jax.archive.selectors import Rule, elite_sampling, select_pairs
 from cqd_jax.checks import check_population
-from cqd_jax.types import ArrayField, ExtraScores, Genotype, PRNGKey, Schedule
+from cqd_jax.types import ArrayField, ExtraScores, Genotype, PRNGKey
 
 Crossover: TypeAlias = Callable[[PRNGKey, Genotype, Genotype], Any]
 Mutation: TypeAlias = Callable[..., Genotype]
+Schedule: TypeAlias = Literal["cycle", "round_robin", "fixed"]
 
 
 class CycleQDState(EmitterState):

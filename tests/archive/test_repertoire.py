@@ -7,7 +7,7 @@ import pytest
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire
 from qdax.core.emitters.repertoire_selectors.uniform_selector import UniformSelector
 
-from cqd_jax.archive import Centroids, CyclingRepertoire, Grid, coverage, max_fitness, qd_score
+from cqd_jax.archive import Centroids, CyclingRepertoire, Grid, coverage, holders, max_fitness, qd_score
 from cqd_jax.archive import repertoire as repertoire_module
 
 GRID = Grid(lower=[0.0] * 3, upper=[1.0] * 3, shape=(3, 4, 5))
@@ -355,3 +355,20 @@ def test_the_best_of_an_archive_that_is_not_there_is_refused():
   repertoire = CyclingRepertoire.init({"w": jnp.arange(2.0)}, np.full((2, 3), 0.5), GRID)
   with pytest.raises(ValueError, match="k: expected 0 <= k < 3, got 3"):
     repertoire.best(3)
+
+
+def test_holders_are_the_archives_that_hold_an_individual_now():
+  """Against the slots, while individuals come, are ousted, and their slots are used again."""
+  grid = Grid(lower=[0.0] * 3, upper=[1.0] * 3, shape=(3, 3, 3))
+  generator = np.random.default_rng(0)
+  repertoire = CyclingRepertoire.init({"w": jnp.zeros(5)}, generator.uniform(size=(5, 3)), grid)
+  find = jax.jit(holders)
+  for batch in range(12):
+    repertoire = repertoire.add(
+      genotypes={"w": jnp.zeros(8)}, scores=generator.uniform(size=(8, 3)) ** (1 / (1 + batch))
+    )
+    everyone = jnp.arange(int(repertoire.num_offered) + 3)  # three that never were
+    slots, identity = np.asarray(repertoire.slots), np.asarray(repertoire.lineage.identity)
+    held = [set(identity[row[row >= 0]].tolist()) for row in slots]
+    expected = [[one in archive for archive in held] for one in range(len(everyone))]
+    np.testing.assert_array_equal(find(repertoire, everyone), expected)

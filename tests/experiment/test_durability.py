@@ -186,12 +186,10 @@ def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed, t
   config, reference = undisturbed
   run_dir = tmp_path / "run"
   kills = []
-  for number, moment in enumerate(moments_to_kill()):
-    if (run_dir / "run.json").exists():
+  for moment in moments_to_kill():
+    if run_dir.exists():
       process = start("resume", run_dir)
     else:
-      if run_dir.exists():  # killed before it was a run
-        run_dir.rename(tmp_path / f"stillborn-{number}")
       process = start("evolve", config, "--run-dir", run_dir, *(("--cache-dir", tmp_path / "cache") * (NUM_KILLS > 1)))
     if killed_when(process, moment, run_dir):
       kills.append(where(run_dir))

@@ -6,16 +6,21 @@ import json
 import shutil
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from experiment_cases import needs_sandbox, tiny_settings
 from rich.console import Console
 
-from cqd_jax.config import BaselineSettings, EvolutionSettings, OutputSettings, dump_settings
-from cqd_jax.experiment import run
+from cqd_jax.config import BaselineSettings, EvolutionSettings, OutputSettings, dump_settings, load_settings
+from cqd_jax.experiment import run, run_files
+from cqd_jax.experiment.commands import aggregate, evaluate, plot, report
+from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import resume_experiment, run_experiment
+from cqd_jax.experiment.run_files import open_run
 from cqd_jax.io.history import History
 from cqd_jax.io.interrupt import Interrupt, Stopped
+from cqd_jax.io.model_folder import load_model, save_model
 from cqd_jax.io.run_dir import RunDirError, locked
 
 pytestmark = [
@@ -103,9 +108,9 @@ def test_it_goes_on_without_asking_a_question_twice(copy, reference, monkeypatch
   asked = []
   remember = History.remember
 
-  def count(self, split, models, passed, seconds):
+  def count(self, split, models, scored):
     asked.append((split, models))
-    remember(self, split, models, passed, seconds)
+    remember(self, split, models, scored)
 
   monkeypatch.setattr(History, "remember", count)
   with History(copy / "history.sqlite") as history:
@@ -140,6 +145,80 @@ def test_without_a_history_it_is_made_anew(copy, reference):
   with pytest.warns(UserWarning, match="ahead of the history, which ends at 0; not used"):
     result = resume_experiment(copy, QUIET)
   assert same(result, reference)
+
+
+def test_a_lost_cache_is_no_loss_since_the_run_has_its_own_experts(stopped, copy, reference, monkeypatch):
+  monkeypatch.chdir(copy)  # another working directory
+  monkeypatch.setattr(run, "load_or_train", None)
+  assert same(resume_experiment(copy, QUIET), reference)
+
+
+def test_an_aggregate_of_the_run_so_far_is_not_taken_for_that_of_its_end(copy, reference):
+  folder = aggregate(copy, None, QUIET)
+  assert folder.name == "aggregate-after-9-children"
+  assert load_model(folder)[1]["children"] == 9
+  result = resume_experiment(copy, QUIET)
+  assert same(result, reference)
+  assert load_model(copy / "models" / "aggregate")[1]["children"] == 12
+  with pytest.raises(RunDirError, match="models/aggregate: already exists"):
+    aggregate(copy, None, QUIET)
+  elsewhere = aggregate(copy, copy / "merged", QUIET)
+  for ours, theirs in zip(
+    *(jax.tree.leaves(load_model(path)[0]) for path in (elsewhere, copy / "models" / "aggregate")), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_report_of_an_unfinished_run_tells_how_far_it_is(copy):
+  record = read_record(open_run(copy))
+  assert not record.finished
+  assert len(record.individuals) == 3 + 9
+  assert record.rows == []
+  assert record.best in {holder for k in range(3) for holder in record.elites(k).values()}
+  report(copy, copy / "so-far.html", QUIET)
+  assert "in progress" in (copy / "so-far.html").read_text()
+  assert len(plot(copy, None, ["svg"], QUIET)) >= 4
+
+
+def test_a_model_that_is_not_there_or_of_another_shape_is_named(copy):
+  with pytest.raises(RunDirError, match="no 'best' in .*models, which has base, expert-coding, expert-database"):
+    evaluate(copy, "best", "test", QUIET)
+  params, about = load_model(copy / "models" / "base")
+  save_model(copy / "models" / "odd", {"w": params["embed"]["embedding"]}, about)
+  with pytest.raises(RunDirError, match="odd: is a model of another shape"):
+    evaluate(copy, "odd", "test", QUIET)
+
+
+@pytest.mark.parametrize("missing", ["kind", "settings", "sessions", "seconds"])
+def test_a_damaged_run_json_is_told(copy, missing):
+  facts = json.loads((copy / "run.json").read_text())
+  facts[missing] = []
+  (copy / "run.json").write_text(json.dumps(facts))
+  with pytest.raises(RunDirError, match=rf"run\.json: damaged, it does not tell '{missing}'"):
+    resume_experiment(copy, QUIET)
+
+
+def test_damaged_results_are_told(reference, tmp_path):
+  shutil.copytree(reference.run_dir, tmp_path / "run")
+  (tmp_path / "run" / "scores.json").write_text("{}")
+  with pytest.raises(RunDirError, match=r"scores\.json: damaged; deleted, it is made anew by: cqd resume"):
+    resume_experiment(tmp_path / "run", QUIET)
+
+
+def test_a_run_directory_appears_whole_or_not_at_all(stopped, tmp_path, monkeypatch):
+  settings = dataclasses.replace(stopped[0], run_dir=tmp_path / "deep" / "mine")
+
+  def full(path, content):
+    raise OSError("no space")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(run_files, "write_json", full)
+    with pytest.raises(OSError, match="no space"):
+      run_files.create_run(settings)
+  assert not list((tmp_path / "deep").iterdir())
+  files = run_files.create_run(settings)
+  assert sorted(path.name for path in files.path.iterdir()) == ["config.yaml", "run.json"]
+  assert load_settings(files.settings).run_dir is None  # so that it can begin another run
 
 
 def test_a_finished_run_is_shown_again(reference, tmp_path):

@@ -12,7 +12,7 @@ from experiment_cases import needs_sandbox, tiny_settings
 from rich.console import Console
 
 from cqd_jax.archive import Grid
-from cqd_jax.cli import main
+from cqd_jax.cli import in_words, main
 from cqd_jax.config import EvolutionSettings, TrainingSettings, load_settings
 from cqd_jax.experiment.commands import evaluate
 from cqd_jax.experiment.evolution import make_emitter
@@ -216,6 +216,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
   captured = capsys.readouterr()
   assert message in captured.err
   assert captured.err.count("\n") == 1
+
+
+def test_what_nobody_foresaw_is_one_line_and_exit_code_1(monkeypatch, capsys):
+  def fail():
+    raise KeyError("lost")
+
+  assert in_words(fail) == 1
+  assert capsys.readouterr().err == "cqd: unexpected KeyError: 'lost' (CQD_TRACEBACK=1 tells where)\n"
+  monkeypatch.setenv("CQD_TRACEBACK", "1")
+  with pytest.raises(KeyError):
+    in_words(fail)
 
 
 COMMANDS = ("evolve", "train", "resume", "evaluate", "aggregate", "report", "plot")

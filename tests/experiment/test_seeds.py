@@ -1,8 +1,12 @@
 """The table over seeds: means and standard errors worked out by hand."""
 
+import dataclasses
 import importlib.util
 
 import pytest
+
+from cqd_jax.config import ExperimentSettings
+from cqd_jax.experiment.run_files import create_run
 
 
 @pytest.fixture
@@ -30,3 +34,15 @@ def test_means_and_standard_errors(seeds):
 def test_one_seed_has_no_error_and_a_method_without_members_no_share(seeds):
   text = seeds.seeds_markdown([result(0, 1.0, {})])
   assert text.splitlines()[2] == "| m | 1.000 | .500 | .750 | .500 |"
+
+
+def test_the_run_of_a_seed_is_found_finished_or_not(seeds, tmp_path):
+  settings = ExperimentSettings(runs_dir=tmp_path)
+  assert seeds.find_run(settings) is None
+  other = create_run(dataclasses.replace(settings, max_new_tokens=7))
+  assert seeds.find_run(settings) is None
+  first, second = create_run(settings), create_run(settings)
+  assert other.path.name == "skills-seed-0"
+  assert seeds.find_run(settings) == first.path
+  second.scores.write_text("{}")
+  assert seeds.find_run(settings) == second.path

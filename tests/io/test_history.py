@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from cqd_jax.io.history import Batch, History, HistoryError
+from cqd_jax.io.history import Batch, History, HistoryError, Scored
 
 NAMES = ["coding", 'data "base"', "os"]
 
@@ -102,11 +102,44 @@ def test_evaluations_are_remembered_to_the_bit(tmp_path, shape):
   passed = np.random.default_rng(0).uniform(size=shape) < 0.5
   with History(tmp_path / "h.sqlite", NAMES) as history:
     assert history.recall("test", "ab") is None
-    history.remember("test", "ab", passed, 1.0)
-    history.remember("validation", "ab", ~passed, 1.0)
+    history.remember("test", "ab", Scored(passed, 1.5))
+    history.remember("validation", "ab", Scored(~passed, 1.0))
   with History(tmp_path / "h.sqlite", NAMES) as history:
-    np.testing.assert_array_equal(history.recall("test", "ab"), passed)
-    np.testing.assert_array_equal(history.recall("validation", "ab"), ~passed)
+    np.testing.assert_array_equal(history.recall("test", "ab").passed, passed)
+    np.testing.assert_array_equal(history.recall("validation", "ab").passed, ~passed)
+    assert history.recall("test", "ab").seconds == 1.5
+
+
+def test_the_initial_population_is_never_written_anew(tmp_path):
+  fill(tmp_path / "h.sqlite", range(3))
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    with pytest.raises(HistoryError, match="began with other experts"):
+      history.add(batch_of(0, seed=1))
+    assert history.num_batches == 3
+
+
+def test_another_program_that_holds_the_file_is_told_by_its_name(tmp_path, monkeypatch):
+  monkeypatch.setattr("cqd_jax.io.history.BUSY_SECONDS", 0.1)
+  fill(tmp_path / "h.sqlite", range(2))
+  other = sqlite3.connect(tmp_path / "h.sqlite")
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(HistoryError, match=r"h\.sqlite: could not be .*database is locked"):
+      History(tmp_path / "h.sqlite", NAMES)
+    other.rollback()
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(HistoryError, match=r"h\.sqlite: could not be written \(database is locked\)"):
+      history.add(batch_of(2))
+    other.rollback()
+    history.add(batch_of(2))
+  other.close()
+
+
+def test_a_snapshot_is_of_one_moment(tmp_path):
+  fill(tmp_path / "h.sqlite", range(3))
+  with History(tmp_path / "h.sqlite") as reader, reader.snapshot():
+    assert len(reader.individuals()) == 3 + 2 * 4
+    assert len(reader.metrics()["seconds"]) == 2
 
 
 def test_an_empty_history_has_no_one_and_no_figures(tmp_path):

@@ -84,3 +84,20 @@ def test_a_model_folder_comes_back_and_is_not_overwritten(tmp_path):
   with pytest.raises(TypeError):
     save_model(tmp_path / "bad", params, {"kind": object()})
   assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_killed_processes_left_half_written_is_swept_away(tmp_path):
+  (tmp_path / "models" / ".elite-000001.123").mkdir(parents=True)
+  (tmp_path / "models" / "elite-000001").mkdir()
+  (tmp_path / ".scores.json.99").write_text("{")
+  (tmp_path / ".gitignore").write_text("mine")
+  with locked(tmp_path):
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", ".lock", "models"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["elite-000001"]
+
+
+def test_a_model_folder_that_tells_nothing_is_refused(tmp_path):
+  save_model(tmp_path / "m", {"w": jnp.ones(3)}, {})
+  (tmp_path / "m" / "model.json").write_text("[]")
+  with pytest.raises(RunDirError, match=r"model\.json: expected what the model is by name, got list"):
+    load_model(tmp_path / "m")

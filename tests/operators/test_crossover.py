@@ -220,3 +220,21 @@ def test_numpy_leaves_and_a_scalar_beside_the_layers_are_taken(granularity):
   child = linear_merge(jax.random.key(0), first, second, std=0, granularity=granularity)
   assert float(child["layers"]["gain"]) == 2
   np.testing.assert_array_equal(child["layers"]["w"], np.full((2, 3, 3), 0.5, np.float32))
+
+
+@pytest.mark.parametrize(("granularity", "groups"), [("model", 1), ("layer", 5), ("kernel", 9)])
+def test_the_weights_that_are_told_are_those_that_were_used(make_tree, granularity, groups):
+  first, second = make_tree(0), make_tree(1)
+  settings = {"std": 0.5, "granularity": granularity}
+  plain = linear_merge(jax.random.key(5), first, second, **settings)
+  child, weights = jax.jit(functools.partial(linear_merge, with_weights=True, **settings))(
+    jax.random.key(5), first, second
+  )
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), child, plain)
+  assert weights.shape == (2, groups)
+  assert weights.dtype == jnp.float32
+  np.testing.assert_allclose(weights.sum(axis=0), 1, rtol=1e-5)
+  ones, zeros = jax.tree.map(jnp.ones_like, first), jax.tree.map(jnp.zeros_like, first)
+  used = linear_merge(jax.random.key(5), ones, zeros, **settings)  # the weight of the first parent at every entry
+  entries = np.unique(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(used)]))
+  np.testing.assert_allclose(entries, np.sort(weights[0]), rtol=1e-6)

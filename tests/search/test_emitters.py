@@ -139,3 +139,17 @@ def test_an_emitter_starts_again_after_its_state_was_donated():
   update = jax.jit(emitter.state_update, donate_argnums=0)
   assert int(update(start(emitter, repertoire)).iteration) == 1
   assert int(update(start(emitter, repertoire)).iteration) == 1
+
+
+def test_what_the_crossover_tells_is_told_of_each_child():
+  """With one parent 0 and one parent 1 a child is the weight of the parent that is 1."""
+  repertoire = CyclingRepertoire.init(
+    {"w": jnp.array([[0.0], [1.0]])}, np.array([[0.1, 0.9, 0.5], [0.8, 0.2, 0.4]]), GRID
+  )
+  emitter = CycleQDEmitter(
+    batch_size=16, crossover=functools.partial(linear_merge, std=0.5, with_weights=True), crossover_has_aux=True
+  )
+  children, info = jax.jit(emitter.emit)(repertoire, start(emitter, repertoire), jax.random.key(0))
+  assert info["crossover"].shape == (16, 2, 1)
+  for child, parents, weights in zip(children["w"], info["parents"], info["crossover"], strict=True):
+    np.testing.assert_allclose(child[0], weights[int(np.argmax(parents)), 0], rtol=1e-6)
