@@ -145,7 +145,8 @@ def nsga2(
       `[P, K]`.
 
   Reference: Deb et al. 2002, doi:10.1109/4235.996017. Deviations: batches may be smaller than the population; each pair
-  has one child; contenders are drawn with replacement.
+  has one child; contenders are drawn with replacement. Not by QDax 0.5, whose `NSGA2Repertoire` lets dominated
+  individuals oust those that dominate them (in 17 of 200 random cases of 24 individuals with three objectives).
   """
   _check_sizes(dimension, batch_size)
   _check_box(low, high)

@@ -181,7 +181,7 @@ def test_a_report_of_an_unfinished_run_tells_how_far_it_is(copy):
 
 
 def test_a_model_that_is_not_there_or_of_another_shape_is_named(copy):
-  with pytest.raises(RunDirError, match="no 'best' in .*models, which has base, expert-coding, expert-database"):
+  with pytest.raises(RunDirError, match=r"no 'best' in .*models, which has base, expert-coding, expert-database"):
     evaluate(copy, "best", "test", QUIET)
   params, about = load_model(copy / "models" / "base")
   save_model(copy / "models" / "odd", {"w": params["embed"]["embedding"]}, about)
