@@ -22,6 +22,7 @@ from cqd_jax.io.figures import all_figures
 from cqd_jax.io.interrupt import Interrupt, interruptible
 from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.plots import save_figure
+from cqd_jax.io.progress import progress
 from cqd_jax.io.report import write_report
 from cqd_jax.io.run_dir import RunDirError, locked
 from cqd_jax.models import init_params
@@ -68,7 +69,9 @@ def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[
     raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
   with open_suite(settings) as suite:
     evaluation = suite.test if split == "test" else suite.validation
-    scores = evaluation(jax.tree.map(lambda leaf: leaf[None], params)).mean(axis=-1)
+    with progress(console, f"scoring {folder.name}", 1) as advance:
+      scores = evaluation(jax.tree.map(lambda leaf: leaf[None], params)).mean(axis=-1)
+      advance()
   console.print(
     _score_table(f"Share of {split} questions answered right", [folder.name], evaluation.task_names, scores)
   )
@@ -112,11 +115,14 @@ def plot(run_dir: Path, out: Path | None, formats: Sequence[str], console: Conso
   """Writes every picture of the report as files for a paper."""
   files = open_run(run_dir)
   folder = out or run_dir / "figures"
+  figures = all_figures(read_record(files))
   paths = []
-  for name, figure in all_figures(read_record(files)).items():
-    for ending in formats:
-      paths.append(folder / f"{name}.{ending}")
-      save_figure(figure, paths[-1])
+  with progress(console, "drawing", len(figures) * len(formats)) as advance:
+    for name, figure in figures.items():
+      for ending in formats:
+        paths.append(folder / f"{name}.{ending}")
+        save_figure(figure, paths[-1])
+        advance(note=paths[-1].name)
   console.print(f"{len(paths)} figures in {folder}: {', '.join(path.name for path in paths)}", highlight=False)
   return paths
 

@@ -166,8 +166,10 @@ class Evolution:
   def _begin(self) -> tuple[Moment, np.ndarray]:
     """Scores the experts, and files them in the archives."""
     lab, settings = self._lab, self._settings
-    passed, seconds = lab.score(lab.suite.validation, lab.experts)
-    scores = passed.mean(axis=-1)
+    with progress(lab.console, "scoring the experts", len(lab.task_names)) as advance:
+      passed, seconds = lab.score(lab.suite.validation, lab.experts)
+      scores = passed.mean(axis=-1)
+      advance(len(passed), note=f"best mean {scores.mean(axis=-1).max():.3f}")
     repertoire, emitter_state, metrics = self._cycleqd.init_ask_tell(
       lab.experts,
       scores,
