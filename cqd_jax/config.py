@@ -108,7 +108,7 @@ class BaselineSettings:
 class OutputSettings:
   """What a run leaves behind; may be changed between the sessions of a run."""
 
-  checkpoint_every: int = 10
+  checkpoint_every: int = 25
   """Iterations between checkpoints. Scores are kept after every iteration in any case: no batch is scored twice."""
   checkpoints_kept: int = 3
   """How many checkpoints are kept while the run goes on; a finished run keeps the last."""
