@@ -2,6 +2,9 @@
 
 import argparse
 import contextlib
+import difflib
+import io
+import itertools
 import logging
 import os
 import sqlite3
@@ -15,7 +18,7 @@ import tyro
 from rich.console import Console
 
 import cqd_jax
-from cqd_jax.config import ConfigError, ExperimentSettings, load_settings
+from cqd_jax.config import ConfigError, ExperimentSettings, load_settings, setting_names
 from cqd_jax.io.interrupt import Stopped
 
 EXAMPLES = """\
@@ -62,6 +65,9 @@ def in_words(action: Callable[[], object]) -> int:
   try:
     with _plain_words():
       action()
+  except BrokenPipeError:  # who reads the output has seen enough, as `| head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
     if os.environ.get("CQD_TRACEBACK"):
       raise
@@ -177,14 +183,7 @@ def _configured(command: str, arguments: list[str]) -> None:
   default = load_settings(Path(arguments[0])) if has_file else ExperimentSettings()
   if not has_file and not {"-h", "--help"} & set(arguments):
     raise ConfigError(f"{command}: expected a configuration file, as in: cqd {command} experiments/skills.yaml")
-  settings = tyro.cli(
-    ExperimentSettings,
-    default=default,
-    args=arguments[1:] if has_file else arguments,
-    prog=f"cqd {command} CONFIG.yaml",
-    description="Settings come from CONFIG.yaml; options override them by their dotted names.\n\n"
-    f"example: cqd {command} experiments/skills.yaml --seed 1 --evolution.children 400",
-  )
+  settings = _override(command, default, arguments[1:] if has_file else arguments)
   # Imported where it is used, here and below: it loads JAX, which neither --help nor a mistake needs.
   if command == "train":
     from cqd_jax.experiment.commands import train
@@ -194,6 +193,38 @@ def _configured(command: str, arguments: list[str]) -> None:
     from cqd_jax.experiment.run import run_experiment
 
     run_experiment(settings, make_console())
+
+
+def _override(command: str, default: ExperimentSettings, options: list[str]) -> ExperimentSettings:
+  """The settings with what the options say in place of the file's; a mistake is one line, as everywhere."""
+  box = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(box):
+      settings, unknown = tyro.cli(
+        ExperimentSettings,
+        default=default,
+        args=options,
+        prog=f"cqd {command} CONFIG.yaml",
+        description="Settings come from CONFIG.yaml; options override them by their dotted names.\n\n"
+        f"example: cqd {command} experiments/skills.yaml --seed 1 --evolution.children 400",
+        return_unknown_args=True,
+      )
+  except SystemExit as stop:
+    if not stop.code:
+      raise  # --help
+    raise ConfigError(f"{command}: {_first_paragraph(box.getvalue())}") from None
+  if unknown:
+    near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), setting_names(), n=1)
+    hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else f"; all: cqd {command} --help"
+    raise ConfigError(f"{command}: unknown option {unknown[0]!r}{hint}")
+  return settings
+
+
+def _first_paragraph(box: str) -> str:
+  """What a message in a box says, up to its first rule, on one line."""
+  lines = [line.strip("│ \n") for line in box.splitlines() if line.startswith("│")]
+  said = itertools.takewhile(lambda line: not line.startswith("─"), lines)
+  return " ".join(said) or " ".join(box.split())
 
 
 def _resume(arguments: argparse.Namespace) -> None:

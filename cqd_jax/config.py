@@ -270,6 +270,11 @@ def _explain(problem: Any) -> str:
   return f"{name}: {problem['msg']}, got {problem['input']!r}"
 
 
+def setting_names() -> list[str]:
+  """The dotted names of all settings."""
+  return list(_flatten(settings_as_json(ExperimentSettings())))
+
+
 def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """Nested settings by dotted names."""
   flat: dict[str, Any] = {}

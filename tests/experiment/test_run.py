@@ -229,6 +229,29 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_1(monkeypatch, capsys):
     in_words(fail)
 
 
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--sed", "1"], "cqd: evolve: unknown option '--sed'; did you mean --seed?"),
+    (["--evolution.childre", "3"], "unknown option '--evolution.childre'; did you mean --evolution.children?"),
+    (["--evolution.mutation-sise", "3"], "did you mean --evolution.mutation-size?"),
+    (["--zzz"], "cqd: evolve: unknown option '--zzz'; all: cqd evolve --help"),
+    (["--seed", "one"], "cqd: evolve: Error parsing --seed: invalid literal for int() with base 10: 'one'"),
+    (["--evolution.mutation", "foo"], "invalid choice 'foo' for argument '--evolution.mutation'. Expected one of"),
+    (["--evolution.children", "7"], "evolution.children: expected a multiple of evolution.batch_size=4, got 7"),
+  ],
+)
+def test_a_mistake_in_an_option_is_one_line_too(options, message, pytestconfig, tmp_path, capsys):
+  config = pytestconfig.rootpath / "experiments" / "skills.yaml"
+  if "children" in options[0] and probe() is not None:
+    pytest.skip(f"nothing isolates answers here: {probe()}")
+  assert main(["evolve", str(config), "--run-dir", str(tmp_path / "run"), *options]) == 2
+  captured = capsys.readouterr()
+  assert message in captured.err
+  assert captured.err.count("\n") == 1
+  assert not (tmp_path / "run").exists()
+
+
 COMMANDS = ("evolve", "train", "resume", "evaluate", "aggregate", "report", "plot")
 
 
@@ -248,9 +271,7 @@ def test_help_teaches(arguments, capsys):
     assert "Children scored in all" in text
 
 
-@pytest.mark.parametrize(
-  "arguments", [["devolve"], [], ["evolve", "experiments/skills.yaml", "--sed", "1"], ["report", "a", "b"]]
-)
+@pytest.mark.parametrize("arguments", [["devolve"], [], ["report", "a", "b"]])
 def test_an_unknown_command_or_option_is_exit_code_2(arguments, pytestconfig, monkeypatch, capsys):
   monkeypatch.chdir(pytestconfig.rootpath)
   with pytest.raises(SystemExit) as caught:
