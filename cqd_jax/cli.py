@@ -221,10 +221,16 @@ def _override(command: str, default: ExperimentSettings, options: list[str]) -> 
 
 
 def _first_paragraph(box: str) -> str:
-  """What a message in a box says, up to its first rule, on one line."""
-  lines = [line.strip("│ \n") for line in box.splitlines() if line.startswith("│")]
-  said = itertools.takewhile(lambda line: not line.startswith("─"), lines)
+  """What a message in a box, drawn in Unicode or in ASCII, says between its first two rules, on one line."""
+  lines = [line.strip("│| \n") for line in box.splitlines()]
+  rest = itertools.dropwhile(lambda line: not _is_rule(line), lines)
+  said = itertools.takewhile(lambda line: not _is_rule(line), itertools.islice(rest, 1, None))
   return " ".join(said) or " ".join(box.split())
+
+
+def _is_rule(line: str) -> bool:
+  """Whether a line is one; the upper edge of a frame may hold the title."""
+  return line.rstrip("╮╯+").endswith(("──", "--"))
 
 
 def _resume(arguments: argparse.Namespace) -> None:
