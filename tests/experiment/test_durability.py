@@ -106,11 +106,11 @@ def moments_to_kill():
   """While it starts (and trains), while it writes the history, a checkpoint, and in between: while it evaluates."""
   chance = random.Random(0)
   for _ in range(NUM_KILLS):
+    if NUM_KILLS > 1:
+      yield then(at_start, chance.uniform(2, 12))
     yield then(nth(writing_history, chance.randint(1, 4)), chance.uniform(0, 1))
     yield nth(writing_checkpoint, chance.randint(1, 2))
     yield nth(writing_history, chance.randint(1, 8))
-    if NUM_KILLS > 1:
-      yield then(at_start, chance.uniform(0.1, 15))
 
 
 def where(run_dir):
