@@ -65,7 +65,7 @@ def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[
     raise RunDirError(f"model: no {model!r} in {files.models}, which has {_list_models(files)}")
   params, about = load_model(folder)
   shapes = jax.eval_shape(lambda key: init_params(key, MINIATURE), jax.random.key(0))
-  if about.get("decoder") != dataclasses.asdict(MINIATURE) or not same_shapes(params, shapes):
+  if about.get("decoder") != dataclasses.asdict(MINIATURE) or not _same_shapes(params, shapes):
     raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
   with open_suite(settings) as suite:
     evaluation = suite.test if split == "test" else suite.validation
@@ -127,7 +127,7 @@ def plot(run_dir: Path, out: Path | None, formats: Sequence[str], console: Conso
   return paths
 
 
-def same_shapes(first: Params, second: Params) -> bool:
+def _same_shapes(first: Params, second: Params) -> bool:
   """Whether two trees have the same paths, and the same shapes at them."""
   shapes = [
     {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}

@@ -67,11 +67,6 @@ def sample_answers(lab: Lab, task_vector: Params, size: int) -> list[Sample]:
   return samples
 
 
-def samples_as_json(samples: list[Sample]) -> list[dict[str, Any]]:
-  """Samples in JSON's types."""
-  return [dataclasses.asdict(sample) for sample in samples]
-
-
 def _chosen_slots(lab: Lab, repertoire: CyclingRepertoire) -> list[int]:
   """The slots of the elites that become model folders."""
   alive = np.flatnonzero(np.asarray(repertoire.alive))

@@ -19,7 +19,6 @@ from cqd_jax.experiment.evolution import Evolution, Evolved, aggregated, best_el
 from cqd_jax.experiment.export import (
   identity_of_best,
   sample_answers,
-  samples_as_json,
   write_model,
   write_models,
 )
@@ -191,6 +190,7 @@ def _finish(files: RunFiles, lab: Lab, evolved: Evolved, rows: list[Row], throug
   """Writes the results; from then on the run is finished."""
   settings, names = lab.settings, lab.task_names
   repertoire = evolved.repertoire
+  samples = sample_answers(lab, repertoire.best().genotype, settings.output.samples)
   seconds = read_json(files.facts)["seconds"]
   write_text(files.path / "table.md", markdown_table(rows, names, settings.swarm_sizes))
   with Checkpoints(files.path / "checkpoints") as checkpoints:
@@ -203,7 +203,7 @@ def _finish(files: RunFiles, lab: Lab, evolved: Evolved, rows: list[Row], throug
       "test": [dataclasses.asdict(row) for row in rows],
       "best": identity_of_best(repertoire),
       "aggregated": [identity_of_best(repertoire, archive) for archive in range(len(names))],
-      "samples": samples_as_json(sample_answers(lab, repertoire.best().genotype, settings.output.samples)),
+      "samples": [dataclasses.asdict(sample) for sample in samples],
       "expert_scores_on_validation": evolved.expert_scores.tolist(),
       "throughput": throughput,
       "seconds": seconds,

@@ -1,5 +1,7 @@
 """The experiment at a very small size, for tests that really run it."""
 
+import importlib.util
+
 import pytest
 
 from cqd_jax.config import BaselineSettings, EvolutionSettings, ExperimentSettings, TaskSettings, TrainingSettings
@@ -24,3 +26,11 @@ def tiny_settings(folder, **changes):
     "baselines": BaselineSettings(scales=(0.5, 1.0), batch_size=4),
   }
   return ExperimentSettings(**{**settings, **changes})
+
+
+def load_script(path):
+  """A script of experiments/ as a module."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -1,9 +1,7 @@
 """The ablation: its table worked out by hand, and two rungs of the ladder really run, stopped, and gone on with."""
 
-import importlib.util
-
 import pytest
-from experiment_cases import needs_sandbox, tiny_settings
+from experiment_cases import load_script, needs_sandbox, tiny_settings
 from rich.console import Console
 
 from cqd_jax.config import BaselineSettings, EvolutionSettings
@@ -16,11 +14,7 @@ FULL = ablation.FULL
 
 @pytest.fixture
 def script(pytestconfig):
-  path = pytestconfig.rootpath / "experiments" / "skills_ablation.py"
-  spec = importlib.util.spec_from_file_location("skills_ablation", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return load_script(pytestconfig.rootpath / "experiments" / "skills_ablation.py")
 
 
 def test_means_errors_and_differences():

@@ -1,9 +1,9 @@
 """The table over seeds: means and standard errors worked out by hand."""
 
 import dataclasses
-import importlib.util
 
 import pytest
+from experiment_cases import load_script
 
 from cqd_jax.config import ExperimentSettings
 from cqd_jax.experiment.run_files import create_run
@@ -11,11 +11,7 @@ from cqd_jax.experiment.run_files import create_run
 
 @pytest.fixture
 def seeds(pytestconfig):
-  path = pytestconfig.rootpath / "experiments" / "skills.py"
-  spec = importlib.util.spec_from_file_location("skills_experiment", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return load_script(pytestconfig.rootpath / "experiments" / "skills.py")
 
 
 def result(seed, score, solved):
