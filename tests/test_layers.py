@@ -13,6 +13,7 @@ LAYERS = {
   "types": 0,
   "checks": 0,
   "trees": 0,
+  "low_rank": 0,
   "operators": 1,
   "genotypes": 1,
   "archive": 1,
@@ -29,6 +30,7 @@ LAYERS = {
 SIDEWAYS = {
   ("checks", "types"),
   ("trees", "types"),
+  ("low_rank", "types"),
   ("experiment", "config"),
   ("cli", "config"),
   ("cli", "experiment"),

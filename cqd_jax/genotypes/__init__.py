@@ -1,5 +1,6 @@
 """What an individual is stored as: pytrees that materialise to a task vector."""
 
 from cqd_jax.genotypes.coefficients import Groups, apply_coefficients, group_leaves
+from cqd_jax.genotypes.core import CoreBasis, Fit
 
-__all__ = ["Groups", "apply_coefficients", "group_leaves"]
+__all__ = ["CoreBasis", "Fit", "Groups", "apply_coefficients", "group_leaves"]

@@ -4,10 +4,10 @@ An individual is a task vector, the difference to the base model. So the base ap
 and where it is applied.
 """
 
+from cqd_jax.low_rank import MatrixSVD
 from cqd_jax.operators.aggregation import aggregate, task_arithmetic, uniform_average
 from cqd_jax.operators.crossover import linear_merge, merge_weights
 from cqd_jax.operators.mutation import (
-  MatrixSVD,
   expert_svd_mutation,
   factorise,
   gaussian_mutation,

@@ -1,32 +1,20 @@
 """Mutation of a task vector: along singular vectors (the child's own, or an expert's), or by Gaussian noise."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key
+from cqd_jax.low_rank import MatrixSVD
 from cqd_jax.operators.arithmetic import check_setting, widen
 from cqd_jax.trees import as_arrays, is_matrix, leaf_keys, map_with_path
 from cqd_jax.types import Params, PRNGKey
 
 
-class MatrixSVD(NamedTuple):
-  """The thin singular value decomposition of a matrix, or of a stack of them; float32.
-
-  Attributes:
-    u: `[..., m, r]` left singular vectors, r = min(m, n).
-    s: `[..., r]` singular values, falling.
-    vt: `[..., r, n]` right singular vectors.
-  """
-
-  u: jax.Array
-  s: jax.Array
-  vt: jax.Array
-
-
-def factorise(task_vector: Params) -> Params:
+def factorise(task_vector: Params, *, rank: int | None = None) -> Params:
   """Decomposes all matrices of a task vector, for `expert_svd_mutation`.
 
   Do it once an expert. `jax.vmap(factorise)` takes K stacked experts, and `jax.tree.map(lambda leaf: leaf[k], ...)`
@@ -34,15 +22,21 @@ def factorise(task_vector: Params) -> Params:
 
   Args:
     task_vector: float leaves `[...]` of one individual. Matrices as told by `cqd_jax.trees.is_matrix`.
+    rank: how many singular values to keep of each matrix; None: all. An expert of low rank has no others.
 
   Returns:
     The structure of `task_vector` with a `MatrixSVD` for each leaf of matrices and None (no leaf) for each of vectors.
 
   Raises:
-    ValueError: if `task_vector` holds anything but floats.
+    ValueError: if `task_vector` holds anything but floats, or `rank` is below 1.
   """
   check_float_leaves(task_vector, "task_vector")
-  return _decompose_in_turn(as_arrays(task_vector))
+  if rank is not None and rank < 1:
+    raise ValueError(f"rank: expected at least 1, got {rank}")
+  decomposed = _decompose_in_turn(as_arrays(task_vector))
+  if rank is None:
+    return decomposed
+  return jax.tree.map(lambda svd: svd.first(rank), decomposed, is_leaf=lambda node: isinstance(node, MatrixSVD))
 
 
 def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> Params:
@@ -72,7 +66,7 @@ def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> 
   def scale(leaf: jax.Array, svd: MatrixSVD | None, subkey: PRNGKey) -> jax.Array:
     if svd is None:
       return leaf
-    factors = max_scale * jax.random.uniform(subkey, svd.s.shape, jnp.float32)
+    factors = max_scale * _draw(subkey, svd.s.shape)
     return _compose(svd, factors, leaf.dtype).astype(leaf.dtype)
 
   structure: Any
@@ -112,7 +106,7 @@ def expert_svd_mutation(key: PRNGKey, task_vector: Params, expert_svd: Params, *
   def add(leaf: jax.Array, svd: MatrixSVD | None, subkey: PRNGKey) -> jax.Array:
     if svd is None:
       return leaf
-    shares = rate * jax.random.uniform(subkey, svd.s.shape, jnp.float32)
+    shares = rate * _draw(subkey, svd.s.shape)
     return (widen(leaf) + _compose(svd, shares, leaf.dtype)).astype(leaf.dtype)
 
   leaves, structure = jax.tree.flatten(task_vector)
@@ -166,6 +160,17 @@ def _decompose_in_turn(task_vector: Params) -> Params:
     return svd
 
   return map_with_path(decompose, task_vector)
+
+
+def _draw(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
+  """Uniform numbers in [0, 1), float32 `[..., r]`.
+
+  The i-th does not depend on r, so that a matrix and its core, whose singular values are the same but for zeros, draw
+  the same.
+  """
+  *stack, rank = shape
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rank))
+  return jnp.moveaxis(jax.vmap(lambda subkey: jax.random.uniform(subkey, stack))(keys), 0, -1)
 
 
 def _compose(svd: MatrixSVD, factors: ArrayLike, dtype: Any) -> jax.Array:
