@@ -1,7 +1,7 @@
 """The decoder-only transformer, its decoding and its fine-tuning, as plain functions on nested params dicts."""
 
 from cqd_jax.models.config import DecoderConfig, RopeScaling
-from cqd_jax.models.decoder import forward, init_params, linear
+from cqd_jax.models.decoder import forward, init_params, linear, unstack_layers
 from cqd_jax.models.decoding import PromptBucket, bucket_prompts, decode_population, greedy_decode
 from cqd_jax.models.training import Batch, TrainStep, loss, make_optimiser, make_train_step, pack
 
@@ -21,4 +21,5 @@ __all__ = [
   "make_optimiser",
   "make_train_step",
   "pack",
+  "unstack_layers",
 ]

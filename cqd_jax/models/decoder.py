@@ -13,10 +13,15 @@ final_norm/scale [d]
 head/kernel [d, V]                                              (unless the embedding is tied)
 ```
 
+Or `layers` is a list of L such trees without the leading axis, as `unstack_layers` makes it.
+
+A kernel, or the embedding, may be a `cqd_jax.low_rank.LowRankUpdate`.
+
 Activations have the dtype of the params. Norms, rotations, attention weights and logits are computed in float32.
 """
 
 import math
+import operator
 from typing import TypeAlias
 
 import jax
@@ -24,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from cqd_jax.low_rank import matmul, take_rows
 from cqd_jax.models.config import DecoderConfig, RopeScaling
 from cqd_jax.types import Params, PRNGKey
 
@@ -132,8 +138,8 @@ def forward(
 
 
 def linear(params: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-  """`x @ kernel + bias`: the one place where a kernel meets an activation; `bias` may be absent."""
-  y = jnp.einsum("...i,io->...o", x, params["kernel"])
+  """`x @ kernel + bias`: where a kernel, an array or a `LowRankUpdate`, meets an activation; `bias` may be absent."""
+  y = matmul(x, params["kernel"])
   if "bias" not in params:
     return y
   return y + params["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
@@ -141,7 +147,7 @@ def linear(params: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
 
 def embed(params: Params, token_ids: Int[Array, "B T"]) -> Float[Array, "B T d"]:
   """The rows of the embedding."""
-  return params["embed"]["embedding"][token_ids]
+  return take_rows(params["embed"]["embedding"], token_ids)
 
 
 def unembed(params: Params, config: DecoderConfig, hidden: Float[Array, "*B d"]) -> Float[Array, "*B V"]:
@@ -149,7 +155,7 @@ def unembed(params: Params, config: DecoderConfig, hidden: Float[Array, "*B d"])
   hidden = rms_norm(params["final_norm"], config, hidden)
   kernel = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
   # Not rounded to bfloat16: neighbouring logits would tie, and argmax would decide by index.
-  return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+  return matmul(hidden, kernel, preferred_element_type=jnp.float32)
 
 
 def rms_norm(params: Params, config: DecoderConfig, x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
@@ -237,7 +243,33 @@ def run_layers(
     hidden += linear(layer["attention"]["output"], attend(query, key, value, visible))
     return hidden + feed_forward(layer, config, hidden), (key, value)
 
-  return jax.lax.scan(block, hidden, params["layers"])
+  layers = params["layers"]
+  if not is_unstacked(layers):
+    return jax.lax.scan(block, hidden, layers)
+  caches = []
+  for layer in layers:
+    hidden, cache = block(hidden, layer)
+    caches.append(cache)
+  keys, values = zip(*caches, strict=True)
+  return hidden, (jnp.stack(keys), jnp.stack(values))
+
+
+def unstack_layers(params: Params) -> Params:
+  """Params whose `layers` is a list of L trees, each layer's weights arrays of their own.
+
+  Decoding takes the stacked layers apart at every call, at the price of a copy of them; these it takes as they are. The
+  programs are larger, and take longer to compile.
+  """
+  layers = params["layers"]
+  if is_unstacked(layers):
+    return params
+  depth = jax.tree.leaves(layers)[0].shape[0]
+  return {**params, "layers": [jax.tree.map(operator.itemgetter(layer), layers) for layer in range(depth)]}
+
+
+def is_unstacked(layers: Params) -> bool:
+  """Whether layers are a list of trees, and not one tree of stacked leaves."""
+  return isinstance(layers, list | tuple)
 
 
 def project(

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cqd_jax.checks import check_population
+from cqd_jax.low_rank import join_own, split_own
 from cqd_jax.models import decoder
 from cqd_jax.models.config import DecoderConfig
 from cqd_jax.types import Params
@@ -139,15 +140,16 @@ def decode_population(
   """What `greedy_decode` gives, for P candidates on the same B prompts, in one compiled call.
 
   Args:
-    params: leaves `[P, ...]`: the candidates' weights.
+    params: leaves `[P, ...]`: the candidates' weights. Where candidates share a base model (a matrix is a
+      `cqd_jax.low_rank.LowRankUpdate`, as `CoreBasis.apply` gives it) the core alone has the leading axis.
     config: the decoder, the same for all.
     buckets: the prompts, e.g. of `bucket_prompts`; their `rows` are together 0 to B-1.
     max_new_tokens: N, static, at least 1.
     end_ids: ids any of which ends an answer.
     pad_id: what follows an end token in the result.
     group_size: how many candidates are decoded side by side; divides P. Groups run one after the other. 1 is best
-      where one candidate's B rows fill the machine (a CPU); more where steps wait for memory or launches (a GPU), at
-      `group_size` times the memory of the cache.
+      where one candidate's B rows fill the machine; more where steps wait for memory or launches, at `group_size` times
+      the memory of the cache. Candidates of one base read it once a group and step.
 
   Returns:
     Tokens `[P, B, N]` int32 and lengths `[P, B]` int32 as of `greedy_decode`, prompts in their original order.
@@ -155,11 +157,12 @@ def decode_population(
   Raises:
     ValueError: if shapes do not agree, the rows are no permutation, or a setting is outside its range.
   """
-  size = check_population(params, "params")
+  own, shared = split_own(params)
+  size = check_population(own, "params")
   if group_size < 1 or size % group_size:
     raise ValueError(f"group_size: expected a divisor of the {size} candidates, got {group_size}")
   settings = _checked_settings(config, buckets, max_new_tokens, end_ids, pad_id)
-  return _decode_population(params, config, list(buckets), *settings, group_size)
+  return _decode_population(own, shared, config, list(buckets), *settings, group_size)
 
 
 def _checked_settings(
@@ -194,12 +197,13 @@ def _greedy_decode(
   end_ids: jax.Array,
   pad_id: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  return _decode_buckets(params, config, buckets, max_new_tokens, end_ids, pad_id, _one)
+  return _decode_buckets(*split_own(params), config, buckets, max_new_tokens, end_ids, pad_id, _one)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 3, 6))
+@functools.partial(jax.jit, static_argnums=(2, 4, 7))
 def _decode_population(
-  params: Params,
+  own: Params,
+  shared: Params,
   config: DecoderConfig,
   buckets: list[PromptBucket],
   max_new_tokens: int,
@@ -208,11 +212,11 @@ def _decode_population(
   group_size: int,
 ) -> tuple[jax.Array, jax.Array]:
   def decode(candidates: Params, lift: _Lift) -> tuple[jax.Array, jax.Array]:
-    return _decode_buckets(candidates, config, buckets, max_new_tokens, end_ids, pad_id, lift)
+    return _decode_buckets(candidates, shared, config, buckets, max_new_tokens, end_ids, pad_id, lift)
 
   if group_size == 1:
-    return jax.lax.map(lambda candidate: decode(candidate, _one), params)
-  grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, group_size, *leaf.shape[1:]), params)
+    return jax.lax.map(lambda candidate: decode(candidate, _one), own)
+  grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, group_size, *leaf.shape[1:]), own)
   tokens, lengths = jax.lax.map(lambda group: decode(group, jax.vmap), grouped)
   return tokens.reshape(-1, *tokens.shape[2:]), lengths.reshape(-1, *lengths.shape[2:])
 
@@ -224,7 +228,8 @@ def _one(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
 
 
 def _decode_buckets(
-  params: Params,
+  own: Params,
+  shared: Params,
   config: DecoderConfig,
   buckets: list[PromptBucket],
   max_new_tokens: int,
@@ -233,7 +238,7 @@ def _decode_buckets(
   lift: _Lift,
 ) -> tuple[jax.Array, jax.Array]:
   """Tokens `[*P, B, N]` and lengths `[*P, B]` in the original order; one loop a bucket."""
-  parts = [_decode_bucket(params, config, bucket, max_new_tokens, end_ids, pad_id, lift) for bucket in buckets]
+  parts = [_decode_bucket(own, shared, config, bucket, max_new_tokens, end_ids, pad_id, lift) for bucket in buckets]
   tokens = jnp.concatenate([tokens for tokens, _ in parts], axis=-2)
   lengths = jnp.concatenate([lengths for _, lengths in parts], axis=-1)
   order = jnp.argsort(jnp.concatenate([jnp.asarray(bucket.rows) for bucket in buckets]))
@@ -241,7 +246,8 @@ def _decode_buckets(
 
 
 def _decode_bucket(
-  params: Params,
+  own: Params,
+  shared: Params,
   config: DecoderConfig,
   bucket: PromptBucket,
   max_new_tokens: int,
@@ -251,10 +257,22 @@ def _decode_bucket(
 ) -> tuple[jax.Array, jax.Array]:
   """Prefill and loop. Only what belongs to a candidate is lifted: the step count and the writing index are shared."""
   width = bucket.token_ids.shape[1]
-  prefill = lift(functools.partial(_prefill, config=config, room=max_new_tokens - 1), in_axes=(0, None, None))
-  prefilled = prefill(params, jnp.asarray(bucket.token_ids), jnp.asarray(bucket.lengths))
-  layers = _split_layers(params, config, lift)
-  step = lift(functools.partial(_step, config=config), in_axes=(0, 0, 0, 0, 0, None))
+  token_ids, prompt_lengths = jnp.asarray(bucket.token_ids), jnp.asarray(bucket.lengths)
+
+  def prefill(own: Params) -> _Prefilled:
+    return _prefill(join_own(own, shared), token_ids, prompt_lengths, config=config, room=max_new_tokens - 1)
+
+  prefilled = lift(prefill)(own)
+  own_layers = lift(functools.partial(_split_layers, config=config))(own["layers"])
+  shared_layers = _split_layers(shared["layers"], config)
+
+  def advance(
+    own: Params, own_layers: list[Params], cache: _Cache, latest: jax.Array, starts: jax.Array, index: jax.Array
+  ) -> tuple[_Cache, jax.Array]:
+    layers = [join_own(mine, rest) for mine, rest in zip(own_layers, shared_layers, strict=True)]
+    return _step(join_own(own, shared), layers, cache, latest, starts, index, config=config)
+
+  step = lift(advance, in_axes=(0, 0, 0, 0, 0, None))
 
   # A loop in `jax.vmap` with a predicate for each candidate would copy the whole cache at each step, to keep that of
   # candidates which are done; here the predicate is one, and rows that are done only cease to change their answer.
@@ -264,7 +282,7 @@ def _decode_bucket(
 
   def extend(state: tuple[Any, ...]) -> tuple[Any, ...]:
     index, cache, latest, answers, done = state
-    cache, latest = step(params, layers, cache, latest, prefilled.starts, width + index - 1)
+    cache, latest = step(own, own_layers, cache, latest, prefilled.starts, width + index - 1)
     latest = jnp.where(done, pad_id, latest)
     answers = jax.lax.dynamic_update_slice_in_dim(answers, latest[..., None], index, axis=-1)
     return index + 1, cache, latest, answers, done | jnp.isin(latest, end_ids)
@@ -277,13 +295,11 @@ def _decode_bucket(
   return answers, jnp.where(ended.any(axis=-1), ended.argmax(axis=-1), max_new_tokens).astype(jnp.int32)
 
 
-def _split_layers(params: Params, config: DecoderConfig, lift: _Lift) -> list[Params]:
+def _split_layers(layers: Params, config: DecoderConfig) -> list[Params]:
   """Every layer's weights for themselves, taken out once: a scan in the loop would copy them at every step."""
-
-  def split(stacked: Params) -> list[Params]:
-    return [jax.tree.map(operator.itemgetter(layer), stacked) for layer in range(config.num_layers)]
-
-  return lift(split)(params["layers"])
+  if decoder.is_unstacked(layers):
+    return list(layers)
+  return [jax.tree.map(operator.itemgetter(layer), layers) for layer in range(config.num_layers)]
 
 
 def _prefill(

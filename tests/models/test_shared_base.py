@@ -1,0 +1,101 @@
+"""Models whose matrices are low-rank updates of one base: the same logits and tokens as those written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoder_cases import CONFIGS, PLAIN, make_model, random_tokens
+
+from cqd_jax.genotypes import CoreBasis
+from cqd_jax.models import bucket_prompts, decode_population, forward, greedy_decode, unstack_layers
+
+
+def make_basis(config, dtype="float32", rank=2):
+  base = make_model(config, dtype=dtype)
+  experts = jax.tree.map(
+    lambda *leaves: jnp.stack(leaves) * 0.3, *(make_model(config, seed, dtype) for seed in (1, 2, 3))
+  )
+  return CoreBasis.from_experts(base, experts, rank=rank)
+
+
+def make_population(basis, size):
+  weights = jax.random.dirichlet(jax.random.key(0), jnp.ones(basis.num_experts), (size,))
+  return jax.tree.map(lambda leaf: jnp.einsum("pk,k...->p...", weights, leaf), basis.experts)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_agree_with_the_materialised_model(name):
+  config = CONFIGS[name]
+  basis = make_basis(config)
+  genotype = jax.tree.map(lambda leaf: leaf[0], make_population(basis, 1))
+  ids = random_tokens(config, 2, 9)
+  written = forward(basis.materialise(genotype), config, ids)
+  shared = forward(basis.apply(genotype), config, ids)
+  np.testing.assert_allclose(shared, written, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_agree_in_bfloat16():
+  basis = make_basis(PLAIN, "bfloat16")
+  genotype = jax.tree.map(lambda leaf: leaf[0], make_population(basis, 1))
+  ids = random_tokens(PLAIN, 2, 9)
+  written = np.asarray(forward(basis.materialise(genotype), PLAIN, ids))
+  shared = np.asarray(forward(basis.apply(genotype), PLAIN, ids))
+  wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), basis)
+  exact = np.asarray(forward(wide.materialise(genotype), PLAIN, ids))
+  # Both round on the way; the shared one not much more than the one that is written out.
+  assert np.linalg.norm(shared - exact) < 2 * np.linalg.norm(written - exact)
+
+
+@pytest.mark.parametrize("name", ["plain", "everything"])
+@pytest.mark.parametrize("group_size", [1, 2, 4])
+@pytest.mark.parametrize("unstacked", [False, True], ids=["stacked", "unstacked"])
+def test_decoding_agrees_with_the_materialised_models(name, group_size, unstacked):
+  config = CONFIGS[name]
+  basis = make_basis(config)
+  population = make_population(basis, 4)
+  prompts = [list(map(int, random_tokens(config, length, seed=length))) for length in (3, 7, 4)]
+  buckets = bucket_prompts(prompts, num_buckets=2)
+  options = {"max_new_tokens": 6, "end_ids": (0, 5)}
+  written = jax.vmap(basis.materialise)(population)
+  params = basis.apply(population)
+  expected = decode_population(written, config, buckets, **options)
+  if unstacked:
+    alone = basis.apply(jax.tree.map(lambda leaf: leaf[0], population))
+    tokens, lengths = greedy_decode(unstack_layers(alone), config, buckets[0].token_ids, buckets[0].lengths, **options)
+    rows = buckets[0].rows
+    np.testing.assert_array_equal(tokens, np.asarray(expected[0])[0, rows])
+    np.testing.assert_array_equal(lengths, np.asarray(expected[1])[0, rows])
+    return
+  found = decode_population(params, config, buckets, group_size=group_size, **options)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_a_base_that_is_unstacked_serves_a_population(group_size):
+  base = unstack_layers(make_model(PLAIN))
+  experts = [jax.tree.map(lambda leaf: leaf * 0.3, unstack_layers(make_model(PLAIN, seed))) for seed in (1, 2)]
+  basis = CoreBasis.from_experts(base, experts, rank=2)
+  population = basis.experts
+  buckets = bucket_prompts([[3, 4, 5], [6, 7]], num_buckets=1)
+  options = {"max_new_tokens": 5, "end_ids": (0,)}
+  written = jax.vmap(basis.materialise)(population)
+  expected = decode_population(written, PLAIN, buckets, **options)
+  found = decode_population(basis.apply(population), PLAIN, buckets, group_size=group_size, **options)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  stacked = make_model(PLAIN)
+  ids = random_tokens(PLAIN, 2, 5)
+  np.testing.assert_allclose(forward(base, PLAIN, ids), forward(stacked, PLAIN, ids), atol=1e-5)
+  assert unstack_layers(base) is base
+
+
+def test_a_gradient_reaches_the_core():
+  basis = make_basis(PLAIN)
+  genotype = jax.tree.map(lambda leaf: leaf[0], basis.experts)
+  ids = random_tokens(PLAIN, 1, 5)
+
+  def loss(genotype, model):
+    return jnp.square(forward(model(genotype), PLAIN, ids)).mean()
+
+  ours, written = (jax.grad(loss)(genotype, model) for model in (basis.apply, basis.materialise))
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3), ours, written)
+  assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(ours))
