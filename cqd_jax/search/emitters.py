@@ -143,9 +143,8 @@ class CycleQDEmitter(Emitter):
     if self._crossover_has_aux:
       children, extra_info["crossover"] = children
     if self._mutation is not None:
-      context = jax.tree.map(lambda leaf: leaf[archives], emitter_state.task_context)
-      arguments = () if self._task_context is None else (context,)
-      children = jax.vmap(self._mutation)(jax.random.split(mutation_key, self._batch_size), children, *arguments)
+      keys = jax.random.split(mutation_key, self._batch_size)
+      children = self._mutate(keys, children, emitter_state.task_context, archives)
     return children, extra_info
 
   def state_update(
@@ -162,6 +161,19 @@ class CycleQDEmitter(Emitter):
     assert emitter_state is not None
     state: CycleQDState = emitter_state.replace(iteration=emitter_state.iteration + 1)
     return state
+
+  def _mutate(
+    self, keys: PRNGKey, children: Genotype, task_context: Genotype | None, archives: Int[Array, "P"]
+  ) -> Genotype:
+    assert self._mutation is not None
+    if task_context is None:
+      return jax.vmap(self._mutation)(keys, children)
+    if self._schedule == "round_robin":
+      contexts = jax.tree.map(lambda leaf: leaf[archives], task_context)
+      return jax.vmap(self._mutation)(keys, children, contexts)
+    # All children are of one archive: its entry is taken once, and not copied for each of them.
+    context = jax.tree.map(lambda leaf: leaf[archives[0]], task_context)
+    return jax.vmap(self._mutation, in_axes=(0, 0, None))(keys, children, context)
 
   def _active_archives(self, iteration: Int[Array, ""], num_tasks: int) -> Int[Array, "P"]:
     children = jnp.arange(self._batch_size, dtype=jnp.int32)
