@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import benchmarks
+from benchmarks import memory
 from benchmarks.harness import Case, Ceiling, Measurement, machine, measure
 
 PREFIX = "bench_"
@@ -29,6 +30,7 @@ progress and the final table go to standard error.
   python -m benchmarks operators            the module benchmarks/bench_operators.py alone
   python -m benchmarks --quick              tiny sizes: does it run? (the figures mean nothing)
   python -m benchmarks --json figures.jsonl operators
+  python -m benchmarks memory --help        no timing: the memory of a swarm of any model, from shapes alone
 
 Reading the table: `run` is the median of a run, compilation apart. `of ceiling` is the least time that this machine's
 own copy bandwidth (or matmul rate), measured in the same rounds, would allow, over the time taken: 1.00 cannot be
@@ -45,7 +47,11 @@ def discover() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs `python -m benchmarks`."""
-  options = _parser().parse_args(arguments)
+  given = list(sys.argv[1:] if arguments is None else arguments)
+  if given[:1] == ["memory"]:
+    memory.main(given[1:])
+    return
+  options = _parser().parse_args(given)
   known = discover()
   if unknown := [name for name in options.modules if name not in known]:
     _parser().error(f"no benchmark named {', '.join(unknown)}; there are: {', '.join(known)}")

@@ -61,6 +61,14 @@ class EvolutionSettings:
   """Where parents come from: the paper's cycle, round_robin as the reference's workers, or fixed."""
   flip_interval: int = 1
   """Iterations until the schedule moves on."""
+  genotype: Literal["dense", "core", "coefficients"] = "dense"
+  """What an individual is stored as: all weights of its task vector; small cores in bases that the experts share, where
+  children are made a thousand times faster; or merge coefficients [experts, groups]."""
+  rank: int = 16
+  """core, coefficients: rank to which the experts' task vectors are truncated; 0: not."""
+  share_base: bool = False
+  """core, coefficients: decode with the base's weights shared by all candidates (see candidates_per_batch) instead of
+  writing each candidate's out. Saves their memory; faster where reading weights is what takes the time."""
   cells: int = 15
   """Cells a dimension of each archive."""
   selection: Literal["elite", "reference_elite", "uniform"] = "elite"
@@ -78,6 +86,10 @@ class EvolutionSettings:
   expert of the active task."""
   mutation_size: float = 0.3
   """gaussian: standard deviation; svd: upper end of the factors; expert_svd: rate."""
+  coefficient_granularity: Literal["model", "layer", "kernel"] = "kernel"
+  """coefficients: what shares one coefficient of each expert."""
+  coefficient_starts: tuple[float, ...] = (0.4, 0.55, 0.7)
+  """coefficients: beside the experts evolution begins with all coefficients equal to each of these."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -138,7 +150,8 @@ class ExperimentSettings:
   cache_dir: Path = Path("cache")
   """Trained experts are kept here by their settings, and reused."""
   candidates_per_batch: int = 1
-  """How many candidates are decoded together. One at a time is fastest on a CPU; more pay on an accelerator."""
+  """How many candidates are decoded together. One at a time is fastest on a CPU, for models that fit its cache; more
+  pay on an accelerator, and with evolution.share_base."""
   prompt_buckets: int = 6
   """Into how many buckets of like length the questions are parted, so that short ones do not pay for long ones."""
   max_new_tokens: int = 30
@@ -193,6 +206,7 @@ AT_LEAST = {
   "evolution.cells": 1,
   "evolution.merge_std": 0,
   "evolution.mutation_size": 0,
+  "evolution.rank": 0,
   "baselines.batch_size": 4,  # CMA-ES
   "baselines.nsga2_population": 2,
   "output.checkpoint_every": 1,

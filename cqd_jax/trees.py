@@ -41,7 +41,7 @@ def stack_path(path: Path) -> Path:
   return ()
 
 
-def is_matrix(path: Path, leaf: jax.Array) -> bool:
+def is_matrix(path: Path, leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
   """Whether a leaf is a matrix, or a stack of matrices on its last two axes; else it is made of vectors."""
   return leaf.ndim - is_stacked(path) >= 2
 

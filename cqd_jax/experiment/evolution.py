@@ -20,6 +20,7 @@ from cqd_jax.archive import (
 )
 from cqd_jax.config import EvolutionSettings, settings_as_json
 from cqd_jax.experiment.lab import Lab, Method
+from cqd_jax.experiment.space import Space, make_space
 from cqd_jax.io.checkpoint import Checkpoints
 from cqd_jax.io.history import Batch
 from cqd_jax.io.loggers import MetricsLogger, TensorBoardLogger, WandbLogger, all_closed
@@ -28,13 +29,12 @@ from cqd_jax.io.run_dir import RunDirError
 from cqd_jax.operators import (
   aggregate,
   expert_svd_mutation,
-  factorise,
   gaussian_mutation,
   linear_merge,
   svd_mutation,
 )
 from cqd_jax.search import CycleQD, CycleQDEmitter
-from cqd_jax.types import ArrayField, Genotype, Metrics, PRNGKey
+from cqd_jax.types import ArrayField, Genotype, Metrics, Params, PRNGKey
 
 RULES = {
   "elite": elite_sampling,
@@ -69,9 +69,14 @@ class Evolved(NamedTuple):
   repertoire: CyclingRepertoire
   evaluations: int
   expert_scores: np.ndarray
+  space: Space
+
+  def task_vector(self, slot: int) -> Params:
+    """The dense task vector of what a slot of the pool holds."""
+    return self.space.task_vector(self.repertoire.individual(slot).genotype)
 
 
-def make_emitter(settings: EvolutionSettings, experts: Genotype) -> CycleQDEmitter:
+def make_emitter(settings: EvolutionSettings, space: Space) -> CycleQDEmitter:
   """The emitter that the settings describe; it tells the merge weights as "crossover"."""
   mutations = {
     "none": None,
@@ -91,7 +96,7 @@ def make_emitter(settings: EvolutionSettings, experts: Genotype) -> CycleQDEmitt
     ),
     crossover_has_aux=True,
     mutation=mutations[settings.mutation],
-    task_context=jax.vmap(factorise)(experts) if settings.mutation == "expert_svd" else None,
+    task_context=space.expert_svd() if settings.mutation == "expert_svd" and space.expert_svd else None,
     rule=RULES[settings.selection],
     schedule=settings.schedule,
     flip_interval=settings.flip_interval,
@@ -117,7 +122,8 @@ class Evolution:
     self._settings = lab.settings.evolution
     key, self._init_key = jax.random.split(key)
     self._first_key = key
-    self._cycleqd = CycleQD(None, make_emitter(self._settings, lab.experts))
+    self._space = make_space(self._settings, lab.base, lab.experts)
+    self._cycleqd = CycleQD(None, make_emitter(self._settings, self._space))
     self._ask = jax.jit(self._cycleqd.ask)
     self._tell = jax.jit(self._tell_batch, donate_argnames=("moment",))
 
@@ -146,7 +152,7 @@ class Evolution:
           if stopping:
             checkpoints.wait()
             lab.interrupt.check()
-    return Evolved(moment.repertoire, settings.children, expert_scores)
+    return Evolved(moment.repertoire, settings.children, expert_scores, self._space)
 
   def restore(self) -> Evolved:
     """What evolution had come to at the newest checkpoint.
@@ -161,19 +167,19 @@ class Evolution:
     if found is None:
       raise RunDirError(f"{folder}: no checkpoint yet; go on with: cqd resume {self._run_dir}")
     done, moment = found
-    return Evolved(moment.repertoire, done * self._settings.batch_size, expert_scores)
+    return Evolved(moment.repertoire, done * self._settings.batch_size, expert_scores, self._space)
 
   def _begin(self) -> tuple[Moment, np.ndarray]:
     """Scores the experts, and files them in the archives."""
     lab, settings = self._lab, self._settings
-    with progress(lab.console, "scoring the experts", len(lab.task_names)) as advance:
-      passed, seconds = lab.score(lab.suite.validation, lab.experts)
+    with progress(lab.console, "scoring the experts", len(jax.tree.leaves(self._space.initial)[0])) as advance:
+      passed, seconds = lab.score(lab.suite.validation, self._space.initial, self._space.models)
       scores = passed.mean(axis=-1)
       advance(len(passed), note=f"best mean {scores.mean(axis=-1).max():.3f}")
     repertoire, emitter_state, metrics = self._cycleqd.init_ask_tell(
-      lab.experts,
+      self._space.initial,
       scores,
-      Grid.from_experts(scores, shape=settings.cells),
+      Grid.from_experts(scores[: len(lab.task_names)], shape=settings.cells),
       self._init_key,
       extra_scores={"passed": jnp.asarray(passed)},
       capacity=len(passed) + settings.children,  # no more individuals will ever be
@@ -203,7 +209,7 @@ class Evolution:
     lab = self._lab
     key, ask_key = jax.random.split(moment.key)
     children, info = self._ask(moment.repertoire, moment.emitter_state, ask_key)
-    passed, seconds = lab.score(lab.suite.validation, children)
+    passed, seconds = lab.score(lab.suite.validation, children, self._space.models)
     scores = passed.mean(axis=-1)
     moment, metrics, identities, taken = self._tell(
       moment.replace(key=key), children, scores.astype(np.float32), passed, info
@@ -279,9 +285,9 @@ def best_elite(evolved: Evolved) -> Method:
   alive = np.flatnonzero(np.asarray(repertoire.alive))
   return Method(
     name="CycleQD, best elite",
-    model=repertoire.best().genotype,
+    model=evolved.space.task_vector(repertoire.best().genotype),
     evaluations=evolved.evaluations,
-    members=lambda index: repertoire.individual(int(alive[index])).genotype,
+    members=lambda index: evolved.task_vector(int(alive[index])),
     passed=np.asarray(repertoire.extra_scores["passed"])[alive],
   )
 
@@ -292,4 +298,5 @@ def aggregated(evolved: Evolved) -> Method:
   best = [repertoire.best(archive) for archive in range(repertoire.num_tasks)]
   genotypes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(elite.genotype for elite in best))
   fitnesses = jnp.stack([elite.scores[archive] for archive, elite in enumerate(best)])
-  return Method("CycleQD, aggregate", aggregate(genotypes, fitnesses), evolved.evaluations)
+  model = evolved.space.task_vector(aggregate(genotypes, fitnesses))
+  return Method("CycleQD, aggregate", model, evolved.evaluations)

@@ -9,7 +9,8 @@ import numpy as np
 from cqd_jax.archive import CyclingRepertoire
 from cqd_jax.config import ExperimentSettings
 from cqd_jax.experiment.evolution import Evolved, aggregated
-from cqd_jax.experiment.lab import Lab, individual, materialise, population_of_one
+from cqd_jax.experiment.lab import Lab, individual, population_of_one
+from cqd_jax.experiment.space import materialise
 from cqd_jax.io.model_folder import save_model
 from cqd_jax.io.progress import progress
 from cqd_jax.io.record import Sample
@@ -34,7 +35,7 @@ def write_models(lab: Lab, evolved: Evolved, folder: Path) -> None:
     for slot in slots:
       about = _about_elite(lab, repertoire, slot)
       for name in [f"elite-{about['identity']:06d}"] + ["best"] * (about["identity"] == best):
-        _write(lab, folder / name, _apply(lab, repertoire.individual(slot).genotype), about)
+        _write(lab, folder / name, _apply(lab, evolved.task_vector(slot)), about)
       advance()
     write_aggregate(lab, evolved, folder / "aggregate")
     advance()

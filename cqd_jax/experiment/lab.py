@@ -12,10 +12,10 @@ from jaxtyping import Bool
 from rich.console import Console
 
 from cqd_jax.config import ExperimentSettings
+from cqd_jax.experiment.space import materialise
 from cqd_jax.io.history import History, Scored
 from cqd_jax.io.interrupt import Interrupt
 from cqd_jax.io.sandbox import Sandbox
-from cqd_jax.operators import apply_task_vector
 from cqd_jax.tasks.evaluation import Evaluation
 from cqd_jax.tasks.skills import skills
 from cqd_jax.tasks.skills.training import MINIATURE, prompt_tokens
@@ -131,16 +131,23 @@ class Lab:
     """The K names."""
     return self.suite.validation.task_names
 
-  def score(self, evaluation: Evaluation, task_vectors: Genotype) -> Scored:
-    """Which questions each of P task vectors (leaves `[P, ...]`) answers right.
+  def score(
+    self, evaluation: Evaluation, population: Genotype, models: Callable[[Genotype], Params] | None = None
+  ) -> Scored:
+    """Which questions each of P individuals (leaves `[P, ...]`) answers right.
 
     A population that was scored once is remembered, by its bits, also by the next process of a resumed run.
+
+    Args:
+      evaluation: the questions.
+      population: genotypes.
+      models: `Space.models`; None: they are dense task vectors.
     """
-    models = np.asarray(fingerprint(task_vectors)).tobytes().hex()
-    if (known := self.history.recall(evaluation.split, models)) is not None:
+    name = np.asarray(fingerprint(population)).tobytes().hex()
+    if (known := self.history.recall(evaluation.split, name)) is not None:
       return known
     started = time.perf_counter()
-    answers = evaluation.answer(materialise(self.base, task_vectors))
+    answers = evaluation.answer(models(population) if models else materialise(self.base, population))
     decoded = time.perf_counter()
     passed = evaluation.grade(answers)
     graded = time.perf_counter()
@@ -150,7 +157,7 @@ class Lab:
     self.clock.grade_s += graded - decoded
     scored = Scored(passed, graded - started)
     with self.clock.recording():
-      self.history.remember(evaluation.split, models, scored)
+      self.history.remember(evaluation.split, name, scored)
     return scored
 
 
@@ -183,9 +190,3 @@ def individual(population: Genotype, index: int) -> Params:
 def population_of_one(genotype: Params) -> Genotype:
   """An individual with a leading population axis."""
   return jax.tree.map(lambda leaf: leaf[None], genotype)
-
-
-@jax.jit
-def materialise(base: Params, task_vectors: Genotype) -> Params:
-  """The params of P models, leaves `[P, ...]`."""
-  return jax.vmap(apply_task_vector, in_axes=(None, 0))(base, task_vectors)

@@ -190,7 +190,7 @@ def _finish(files: RunFiles, lab: Lab, evolved: Evolved, rows: list[Row], throug
   """Writes the results; from then on the run is finished."""
   settings, names = lab.settings, lab.task_names
   repertoire = evolved.repertoire
-  samples = sample_answers(lab, repertoire.best().genotype, settings.output.samples)
+  samples = sample_answers(lab, best_elite(evolved).model, settings.output.samples)
   seconds = read_json(files.facts)["seconds"]
   write_text(files.path / "table.md", markdown_table(rows, names, settings.swarm_sizes))
   with Checkpoints(files.path / "checkpoints") as checkpoints:

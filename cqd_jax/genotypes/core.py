@@ -107,35 +107,20 @@ class CoreBasis(flax.struct.PyTreeNode):
     if not jnp.issubdtype(dtype, jnp.floating):
       raise ValueError(f"dtype: expected a float dtype, got {jnp.dtype(dtype)}")
     base = as_arrays(base)
+    structure: Any = jax.tree.structure(base)
     named = [(leaf_path(path), leaf) for path, leaf in jax.tree.leaves_with_path(base)]
     shortest = {"/".join(path): min(leaf.shape[-2:]) for path, leaf in named if is_matrix(path, leaf)}
     wanted = _check_ranks(rank, energy, method, shortest)
-    structure: Any = jax.tree.structure(base)
-    columns = _by_leaf(task_vectors, base, structure)
     rows: list[_Leaf] = []
-    for (path, leaf), updates in zip(named, columns, strict=True):
+    for (path, leaf), updates in zip(named, _by_leaf(task_vectors, structure), strict=True):
       name = "/".join(path)
       given = [_check_update(update, leaf, f"task_vectors[{k}] at {name}") for k, update in enumerate(updates)]
-      if not is_matrix(path, leaf):
+      if is_matrix(path, leaf):
+        truncated = functools.partial(_truncate, rank=wanted[name], energy=energy, method=method, key=key)
+        rows.append(_hold_matrix(leaf, [_factor(update, leaf, truncated) for update in given], dtype))
+      else:
         zero = jnp.zeros_like(leaf, dtype)
-        rows.append(_Leaf(jnp.stack([zero if one is None else one.astype(dtype) for one in given])))
-        continue
-      factored = [
-        _factor(update, leaf, functools.partial(_truncate, rank=wanted[name], energy=energy, method=method, key=key))
-        for update in given
-      ]
-      left, right, cores = _bases(tuple(factors for factors, _ in factored), leaf.dtype)
-      rows.append(
-        _Leaf(
-          jax.block_until_ready(cores).astype(dtype),
-          left,
-          right,
-          jnp.stack([error for _, error in factored]),
-          tuple(
-            0 if update is None else factors.a.shape[-2] for update, (factors, _) in zip(given, factored, strict=True)
-          ),
-        )
-      )
+        rows.append(_Leaf(jnp.stack([zero if update is None else update.astype(dtype) for update in given])))
     experts, left, right, errors = (
       jax.tree.unflatten(structure, list(column)) for column in zip(*(row[:4] for row in rows), strict=True)
     )
@@ -240,6 +225,14 @@ class _Leaf(NamedTuple):
   ranks: tuple[int, ...] | None = None
 
 
+def _hold_matrix(leaf: jax.Array, factored: Sequence[tuple[LowRank, jax.Array]], dtype: Any) -> _Leaf:
+  """Bases and cores of a leaf of matrices, from the experts' factors of it and what these have lost."""
+  left, right, cores = _bases(tuple(factors for factors, _ in factored), leaf.dtype)
+  cores = jax.block_until_ready(cores).astype(dtype)  # no two leaves' decompositions at once; see `_bases`
+  errors = jnp.stack([error for _, error in factored])
+  return _Leaf(cores, left, right, errors, tuple(factors.a.shape[-2] for factors, _ in factored))
+
+
 def _wide(leaf: jax.Array) -> jax.Array:
   return leaf.astype(jnp.float32)
 
@@ -263,13 +256,20 @@ def _bases(factors: tuple[LowRank, ...], dtype: Any) -> tuple[jax.Array, jax.Arr
   """Orthonormal bases `[..., m, a]`, `[..., n, b]` of K factors, and the K cores `[K, ..., a, b]` in them.
 
   Householder's way gives orthonormal columns whatever the rank of what it is given; columns beyond the rank are of no
-  use, and have zeros in all cores.
+  use, and have zeros in all cores. The second decomposition waits for the first: side by side, batched ones can wait
+  for one another for ever on a CPU (see `cqd_jax.operators.mutation`).
   """
-  left, left_part = jnp.linalg.qr(jnp.concatenate([_wide(one.b) for one in factors], axis=-1))
-  nothing = jnp.minimum(jnp.isnan(left_part).any(), False).astype(jnp.float32)  # one decomposition after the other
-  right, right_part = jnp.linalg.qr(jnp.concatenate([_wide(one.a).mT for one in factors], axis=-1) + nothing)
-  splits = np.cumsum([one.a.shape[-2] for one in factors])[:-1]
-  parts = zip(jnp.split(left_part, splits, axis=-1), jnp.split(right_part, splits, axis=-1), strict=True)
+  columns, rows = (
+    jnp.concatenate([_wide(part) for part in parts], axis=-1)
+    for parts in ([one.b for one in factors], [one.a.mT for one in factors])
+  )
+  if not columns.shape[-1]:  # nobody changed these matrices; a basis of one vector spares all others empty arrays
+    columns, rows = (jnp.zeros((*part.shape[:-1], 1)) for part in (columns, rows))
+  left, left_part = jnp.linalg.qr(columns)
+  nothing = jnp.minimum(jnp.isnan(left_part).any().astype(jnp.int32), 0)
+  right, right_part = jnp.linalg.qr(rows + nothing)
+  ends = np.cumsum([one.a.shape[-2] for one in factors])[:-1]
+  parts = zip(jnp.split(left_part, ends, axis=-1), jnp.split(right_part, ends, axis=-1), strict=True)
   cores = jnp.stack([jnp.matmul(one, other.mT, precision=HIGHEST) for one, other in parts])
   return left.astype(dtype), right.astype(dtype), cores
 
@@ -283,20 +283,20 @@ def _truncate(
 
 
 def _factor(update: Any, leaf: jax.Array, truncated: Any) -> tuple[LowRank, jax.Array]:
-  """Factors of one expert's update of a leaf, and what they lose."""
+  """Factors of one expert's update of a leaf, none where there is no update, and what they lose."""
   *stack, rows, columns = leaf.shape
   exact = jnp.zeros(stack, jnp.float32)
   if update is None:
-    return LowRank(jnp.zeros((*stack, rows, 1)), jnp.zeros((*stack, 1, columns))), exact
+    return LowRank(jnp.zeros((*stack, rows, 0)), jnp.zeros((*stack, 0, columns))), exact
   if isinstance(update, LowRank):
     return update, exact
   factors: LowRank = jax.block_until_ready(truncated(update))
   return factors, relative_error(update, factors)
 
 
-def _by_leaf(task_vectors: Any, base: Params, structure: Any) -> list[tuple[Any, ...]]:
+def _by_leaf(task_vectors: Any, structure: Any) -> list[tuple[Any, ...]]:
   """For each leaf of the base the K experts' updates of it."""
-  if isinstance(task_vectors, list | tuple) and not isinstance(base, list | tuple):
+  if isinstance(task_vectors, list | tuple):
     if not task_vectors:
       raise ValueError("task_vectors: expected at least one expert, got none")
     experts = [_flatten(expert, structure, f"task_vectors[{index}]") for index, expert in enumerate(task_vectors)]
