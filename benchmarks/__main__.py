@@ -77,11 +77,13 @@ def run(modules: Sequence[str], *, quick: bool, console: Console) -> Iterator[Me
   columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
   progress = Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty(), disable=not console.is_terminal)
   with progress:
-    task = progress.add_task("compiling", total=len(cases))
-    for index, (name, case) in enumerate(cases, start=1):
+    total = len(cases)
+    task = progress.add_task("compiling", total=total)
+    for index in range(1, total + 1):
+      name, case = cases.pop(0)  # what its peer holds is freed with it
       progress.update(task, description=f"{name}: {case.name}")
       if not console.is_terminal:
-        console.print(f"[{index}/{len(cases)}] {name}: {case.name} {_labels(case.labels)}", markup=False)
+        console.print(f"[{index}/{total}] {name}: {case.name} {_labels(case.labels)}", markup=False)
       yield measure(name, case, ceiling, rounds=3 if quick else 7)
       progress.advance(task)
 

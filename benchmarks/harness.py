@@ -79,6 +79,8 @@ class Case:
     host: whether to call the function as it is, because it cannot be jitted.
     peer: another way to the same result, called as it is on the same arguments; None for none.
     peer_name: the peer in a few words.
+    peer_items: how many items the peer makes in one call, where that is not `items`: the ratio is then that of the
+      times an item.
   """
 
   name: str
@@ -94,6 +96,7 @@ class Case:
   host: bool = False
   peer: Callable[..., Any] | None = None
   peer_name: str = ""
+  peer_items: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +131,8 @@ class Measurement:
     bound: "memory" or "arithmetic": the ceiling that is reached first.
     fraction: of the least time that the ceilings allow, over the time taken; median over rounds.
     peer: the peer's name.
-    peer_s: median seconds of the peer.
-    ratio: how many times faster than the peer; median over rounds.
+    peer_s: median seconds of a call of the peer.
+    ratio: how many times faster than the peer, by the item where both count items; median over rounds.
   """
 
   module: str
@@ -263,6 +266,7 @@ def summarise(
   ceiling_gflop = matmul_flops / statistics.median(samples.matmul) / 1e9 if samples.matmul else None
   memory = [case.bytes_moved / stream_bytes * seconds for seconds in samples.stream]
   arithmetic = [case.flops / matmul_flops * seconds for seconds in samples.matmul]
+  share = case.items / case.peer_items if case.peer_items else 1.0
   bound = fraction = None
   if memory or arithmetic:
     nothing = [0.0] * len(samples.run)
@@ -288,7 +292,9 @@ def summarise(
     fraction=fraction,
     peer=case.peer_name or "peer" if samples.peer else None,
     peer_s=statistics.median(samples.peer) if samples.peer else None,
-    ratio=statistics.median(a / b for a, b in zip(samples.peer, samples.run, strict=True)) if samples.peer else None,
+    ratio=statistics.median(share * a / b for a, b in zip(samples.peer, samples.run, strict=True))
+    if samples.peer
+    else None,
   )
 
 

@@ -90,6 +90,18 @@ class EvolutionSettings:
   """coefficients: what shares one coefficient of each expert."""
   coefficient_starts: tuple[float, ...] = (0.4, 0.55, 0.7)
   """coefficients: beside the experts evolution begins with all coefficients equal to each of these."""
+  iso_sigma: float = 0.15
+  """coefficients: a child is a parent plus noise of this standard deviation on each coefficient..."""
+  line_sigma: float = 0.3
+  """... plus the step to the other parent, times a normal number of this standard deviation. merge_* and mutation* do
+  not matter to coefficients."""
+
+  @property
+  def variation(self) -> str:
+    """What happens to a child beside the merge of its parents, in words; "" for nothing."""
+    if self.genotype == "coefficients":
+      return f"iso {self.iso_sigma:g}, line {self.line_sigma:g}"
+    return "" if self.mutation == "none" else f"{self.mutation} {self.mutation_size:g}"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -207,6 +219,8 @@ AT_LEAST = {
   "evolution.merge_std": 0,
   "evolution.mutation_size": 0,
   "evolution.rank": 0,
+  "evolution.iso_sigma": 0,
+  "evolution.line_sigma": 0,
   "baselines.batch_size": 4,  # CMA-ES
   "baselines.nsga2_population": 2,
   "output.checkpoint_every": 1,

@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from qdax.core.emitters.mutation_operators import isoline_variation
 
 from cqd_jax.archive import (
   CyclingRepertoire,
@@ -77,7 +78,15 @@ class Evolved(NamedTuple):
 
 
 def make_emitter(settings: EvolutionSettings, space: Space) -> CycleQDEmitter:
-  """The emitter that the settings describe; it tells the merge weights as "crossover"."""
+  """The emitter that the settings describe. Where parents are merged it tells their weights as "crossover"."""
+  archives: dict[str, Any] = {
+    "rule": RULES[settings.selection],
+    "schedule": settings.schedule,
+    "flip_interval": settings.flip_interval,
+  }
+  if settings.genotype == "coefficients":
+    lines = functools.partial(line_crossover, iso_sigma=settings.iso_sigma, line_sigma=settings.line_sigma)
+    return CycleQDEmitter(batch_size=settings.batch_size, crossover=lines, **archives)
   mutations = {
     "none": None,
     "gaussian": functools.partial(gaussian_mutation, std=settings.mutation_size),
@@ -97,10 +106,15 @@ def make_emitter(settings: EvolutionSettings, space: Space) -> CycleQDEmitter:
     crossover_has_aux=True,
     mutation=mutations[settings.mutation],
     task_context=space.expert_svd() if settings.mutation == "expert_svd" and space.expert_svd else None,
-    rule=RULES[settings.selection],
-    schedule=settings.schedule,
-    flip_interval=settings.flip_interval,
+    **archives,
   )
+
+
+def line_crossover(key: PRNGKey, first: Genotype, second: Genotype, *, iso_sigma: float, line_sigma: float) -> Genotype:
+  """QDax's iso+line variation of one pair (Vassiliades & Mouret 2018, arXiv:1804.03906)."""
+  pair = jax.tree.map(lambda leaf: leaf[None], (first, second))
+  children = isoline_variation(*pair, key, iso_sigma=iso_sigma, line_sigma=line_sigma)
+  return jax.tree.map(lambda leaf: leaf[0], children)
 
 
 class Evolution:
@@ -194,7 +208,7 @@ class Evolution:
           archive=nobody[:, 0],
           parents=nobody,
           weights=[None] * len(passed),
-          mutation=[""] * len(passed),
+          mutation=[*[""] * len(lab.task_names), *self._space.others],
           scores=scores,
           taken=np.asarray(holders(repertoire, jnp.asarray(identities, jnp.int32))),
           seconds=seconds,
@@ -202,7 +216,7 @@ class Evolution:
         )
       )
     # A copy of the key: the moment is donated, and this object must be able to begin again.
-    return Moment(repertoire, emitter_state, jnp.copy(self._first_key)), scores
+    return Moment(repertoire, emitter_state, jnp.copy(self._first_key)), scores[: len(lab.task_names)]
 
   def _iterate(self, number: int, moment: Moment, loggers: Sequence[MetricsLogger]) -> tuple[Moment, dict[str, Any]]:
     """One batch: ask, score, tell, and write it down."""
@@ -215,9 +229,7 @@ class Evolution:
       moment.replace(key=key), children, scores.astype(np.float32), passed, info
     )
     figures = _figures(metrics)
-    mutation = (
-      "" if self._settings.mutation == "none" else f"{self._settings.mutation} {self._settings.mutation_size:g}"
-    )
+    weights = list(np.asarray(info["crossover"])) if "crossover" in info else [None] * len(passed)
     with lab.clock.recording():
       lab.history.add(
         Batch(
@@ -225,8 +237,8 @@ class Evolution:
           identities=np.asarray(identities),
           archive=np.asarray(info["archive"]),
           parents=np.asarray(info["parents"]),
-          weights=list(np.asarray(info["crossover"])),
-          mutation=[mutation] * len(passed),
+          weights=weights,
+          mutation=[self._settings.variation] * len(passed),
           scores=scores,
           taken=np.asarray(taken),
           seconds=seconds,

@@ -25,7 +25,7 @@ def read_record(files: RunFiles) -> RunRecord:
     names, individuals, metrics = history.task_names, history.individuals(), history.metrics()
   finished = files.finished
   results: dict[str, Any] = read_json(files.scores) if finished else {}
-  grid = _grid(settings, individuals)
+  grid = _grid(settings, individuals, len(names))
   record = RunRecord(
     name=files.path.resolve().name,
     finished=finished,
@@ -46,9 +46,9 @@ def read_record(files: RunFiles) -> RunRecord:
   return record if finished else dataclasses.replace(record, best=_best(record))
 
 
-def _grid(settings: ExperimentSettings, individuals: Individuals) -> Grid | None:
+def _grid(settings: ExperimentSettings, individuals: Individuals, num_experts: int) -> Grid | None:
   """The cells, which follow from the experts' scores."""
-  experts = individuals.scores[individuals.born == 0]
+  experts = individuals.scores[individuals.born == 0][:num_experts]
   return Grid.from_experts(experts, shape=settings.evolution.cells) if len(experts) else None
 
 
@@ -73,7 +73,8 @@ def _facts(begun: dict[str, Any], settings: ExperimentSettings, metrics: dict[st
     "began": begun["created"].replace("T", " "),
     "seed": str(settings.seed),
     "search": f"{evolution.children} children in batches of {evolution.batch_size}, schedule {evolution.schedule}, "
-    f"selection {evolution.selection}, mutation {evolution.mutation} {evolution.mutation_size:g}",
+    f"selection {evolution.selection}, mutation {evolution.variation or 'none'}",
+    "genotype": evolution.genotype + ("" if evolution.genotype == "dense" else f", rank {evolution.rank or 'full'}"),
     "scored on": f"{settings.tasks.validation} validation questions a task; the table: {settings.tasks.test} test "
     "questions a task",
     "device": ", ".join(last["devices"]),

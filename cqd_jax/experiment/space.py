@@ -19,7 +19,9 @@ class Space:
   """What evolution has to know of its genotypes.
 
   Attributes:
-    initial: the population that evolution begins with, leaves `[P, ...]`: the experts, as near as the space has them.
+    initial: the population that evolution begins with, leaves `[P, ...]`: the K experts, as near as the space has them,
+      and what `others` names.
+    others: what the individuals after the experts are.
     models: of a population, leaves `[P, ...]`, the params to decode with.
     task_vector: of one individual, leaves `[...]`, the dense task vector.
     expert_svd: of each expert the factors for `expert_svd_mutation`, leaves `[K, ...]`; None where it has no meaning.
@@ -31,6 +33,7 @@ class Space:
   task_vector: Callable[[Genotype], Params]
   expert_svd: Callable[[], Genotype] | None
   basis: CoreBasis | None = None
+  others: tuple[str, ...] = ()
 
 
 def make_space(settings: EvolutionSettings, base: Params, experts: Params) -> Space:
@@ -86,6 +89,7 @@ def _coefficient_space(settings: EvolutionSettings, basis: CoreBasis) -> Space:
     task_vector=lambda genotype: basis.task_vector(merge(genotype, basis.experts)),
     expert_svd=None,
     basis=basis,
+    others=tuple(f"{scale:g} x the experts' sum" for scale in settings.coefficient_starts),
   )
 
 

@@ -43,7 +43,7 @@ def draw_family_tree(record: RunRecord, identity: int, width: float) -> Figure:
   edges = _edges(record, family)
   labelled = _labelled(edges, family, born)
   diameters = np.where(labelled, POINTS_A_DIGIT * len(str(family.max())) + 6, DOT)
-  names = {int(one): _expert_name(record, int(one)) for one in family[born == 0]}
+  names = {int(one): _founder_name(record, int(one)) for one in family[born == 0]}
   # What remains of the width beside the experts' names and the colour bar.
   room = max(72.0, 72 * width - 75 - 5 * max((len(name) for name in names.values()), default=0))
   step = room / max(len(batches) - 1, 1)
@@ -192,11 +192,13 @@ def _draw_labels(
     ax.text(columns[index], lanes[index], str(family[index]), color="white" if dark else "black", **place)
 
 
-def _expert_name(record: RunRecord, expert: int) -> str:
+def _founder_name(record: RunRecord, founder: int) -> str:
   """Experts are one a task, in order, unless there are more or fewer."""
+  if founder >= record.num_experts:
+    return record.individuals.mutation[founder]
   if record.num_experts == len(record.task_names):
-    return f"expert {record.task_names[expert]}"
-  return f"expert {expert}"
+    return f"expert {record.task_names[founder]}"
+  return f"expert {founder}"
 
 
 def _title(identity: int, members: int, labels: int) -> str:

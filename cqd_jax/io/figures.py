@@ -227,7 +227,7 @@ def _view(record: RunRecord, archive: int, batch: int | None) -> ArchiveView:
   individuals = record.individuals
   held = np.array(sorted(record.elites(archive, batch).values()), int)
   # An expert whose scoring failed is nowhere.
-  experts = np.flatnonzero((individuals.born == 0) & np.isfinite(individuals.scores).all(axis=1))
+  experts = np.flatnonzero(np.isfinite(individuals.scores[: record.num_experts]).all(axis=1))
   view = ArchiveView(archive, individuals.scores[held], individuals.scores[experts])
   if record.edges is None or record.bins is None:
     return view

@@ -16,7 +16,8 @@ class Individuals:
     archive: `[M]` int, the archive whose elites its parents were; -1: none.
     parents: `[M, 2]` int identities; -1: none.
     weights: for each, its merge weights `[2, G]`, one pair a group of weights; None without parents.
-    mutation: for each, what was done after merging, as "expert_svd 0.3"; "" for nothing.
+    mutation: for each, what was done after merging, as "expert_svd 0.3"; "" for nothing. Of the initial population
+      those with a text are no experts, but were made of them as it says.
     scores: `[M, K]` float; NaN where scoring failed.
     taken: `[M, K]` bool, whether archive k took it when it was offered.
     seconds: `[M]` float, its share of the time in which its batch was scored.
@@ -89,8 +90,9 @@ class RunRecord:
 
   @property
   def num_experts(self) -> int:
-    """How many individuals began the run."""
-    return int((self.individuals.born == 0).sum())
+    """How many of the individuals that began the run are experts; they are the first."""
+    born = self.individuals.born
+    return sum(not text for text, batch in zip(self.individuals.mutation, born, strict=True) if batch == 0)
 
   def elites(self, archive: int, batch: int | None = None) -> dict[int | tuple[int, ...], int]:
     """Who holds the cells of an archive after a batch (None: the last): identity by cell.

@@ -28,7 +28,7 @@ pytestmark = [
   # TensorStore calls back into a reading that Orbax has given up because of an error: nobody's fault here.
   pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
   # Experts this small may all fail one task; the grid says so.
-  pytest.mark.filterwarnings("ignore:task . all experts score 0"),
+  pytest.mark.filterwarnings("ignore:task .* all experts score 0"),
 ]
 
 QUIET = Console(quiet=True)
@@ -62,7 +62,7 @@ def stopped(tmp_path_factory):
   )
   run_dir = folder / "runs" / "skills-seed-0"
   with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="task . all experts score 0")
+    warnings.filterwarnings("ignore", message="task .* all experts score 0")
     stop = StopAfter(run_dir / "history.sqlite", 3)
     patch.setattr(run, "interruptible", lambda announce: contextlib.nullcontext(stop))
     with pytest.raises(Stopped, match=f"nothing scored is lost; go on with: cqd resume {run_dir}"):

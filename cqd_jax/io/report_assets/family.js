@@ -63,7 +63,7 @@ function numbered(members) {
   for (const one of members)
     for (const parent of parentsOf(one)) children.set(parent, (children.get(parent) ?? 0) + 1);
   const most = [...members].sort((a, b) => (children.get(b) ?? 0) - (children.get(a) ?? 0)).slice(0, 25);
-  return new Set([...most, ...members.filter(isExpert), members.at(-1)]);
+  return new Set([...most, ...members.filter(isFounder), members.at(-1)]);
 }
 
 /* A line from each parent, as wide as its merge weight, and over it a wide invisible one that is easy to point at. */
@@ -85,18 +85,18 @@ function drawMember(one, { x, y }, radius) {
   const disc = { class: "disc", fill: `rgb(${r},${g},${b})` };
   const onWhat = 0.299 * r + 0.587 * g + 0.114 * b < 140 ? "on-dark" : "on-light";
   const attributes = {
-    class: `node${one === state.chosen ? " own" : ""}${isExpert(one) ? " founder" : ""}`,
+    class: `node${one === state.chosen ? " own" : ""}${isFounder(one) ? " founder" : ""}`,
     "data-id": one, "data-tip": "", role: "button", tabindex: one === state.chosen ? 0 : -1, "aria-label": spoken(one),
     transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`,
   };
   return svg("g", attributes,
-    isExpert(one) ?
+    isFounder(one) ?
       svg("rect", { ...disc, x: -radius, y: -radius, width: 2 * radius, height: 2 * radius, rx: 3 }) :
       svg("circle", { ...disc, r: radius }),
     radius < RADIUS.numbered ? null :
       svg("text", { class: `${onWhat}${one > 999 ? " long" : ""}`, "text-anchor": "middle", y: 3.5 }, `${one}`),
-    isExpert(one) ?
-      svg("text", { class: "founder-name", x: -radius - 8, y: 4, "text-anchor": "end" }, shorten(expertName(one), 16)) :
+    isFounder(one) ?
+      svg("text", { class: "founder-name", x: -radius - 8, y: 4, "text-anchor": "end" }, shorten(founderName(one), 16)) :
       null);
 }
 
@@ -112,7 +112,7 @@ function drawBatches({ columns, pitch }, y) {
 
 function drawTree(members, withNumbers) {
   const radii = new Map(members.map((one) => [one, withNumbers.has(one) ? RADIUS.numbered : RADIUS.plain]));
-  const names = members.filter(isExpert).map((one) => shorten(expertName(one), 16).length);
+  const names = members.filter(isFounder).map((one) => shorten(founderName(one), 16).length);
   const left = 34 + 7 * Math.max(0, ...names), right = 24;
   const layout = layoutFamily(members, radii, place("family").clientWidth - left - right);
   const [low, high] = extent([...layout.at.values()].map(({ y }) => y)), top = low - 22;
@@ -127,8 +127,8 @@ function drawTree(members, withNumbers) {
 function familySummary(family, members, withNumbers) {
   const self = `${title(state.chosen)} (mean score ${score(mean(state.chosen))})`;
   if (family.length === 1) return `${self} has no ancestors.`;
-  const batches = new Set(family.map((one) => born[one])).size - 1, founders = family.filter(isExpert);
-  const names = `${founders.length === 1 ? "the expert" : "the experts"} ${list(founders.map(expertName))}`;
+  const batches = new Set(family.map((one) => born[one])).size - 1, founders = family.filter(isFounder);
+  const names = `${founders.length === 1 ? "the expert" : "the experts"} ${list(founders.map(founderName))}`;
   const parts = [
     `${self} has ${count(family.length - 1, "ancestor")} from ${count(batches, "batch", "batches")}, back to ${names}.`,
     members.length < family.length ? `The experts and the youngest ${MOST_DRAWN} are drawn.` : "",
@@ -140,7 +140,7 @@ function familySummary(family, members, withNumbers) {
 function drawFamily() {
   if (state.chosen === null) return fill("family-content", missing("No family tree yet: no archive holds a model."));
   const family = ancestors(state.chosen);
-  const members = family.filter((one, i) => isExpert(one) || family.length - i <= MOST_DRAWN);
+  const members = family.filter((one, i) => isFounder(one) || family.length - i <= MOST_DRAWN);
   const withNumbers = numbered(members);
   place("family-summary").textContent = familySummary(family, members, withNumbers);
   const tree = place("tree"), focused = tree.contains(document.activeElement) && document.activeElement !== tree;

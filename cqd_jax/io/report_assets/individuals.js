@@ -5,6 +5,7 @@ const { tasks, born, parents, scores, bins, edges, metrics } = record;
 const numTasks = tasks.length;
 const numIndividuals = born.length;
 const numExperts = record.experts;
+const numFounders = born.filter((batch) => batch === 0).length;
 const lastBatch = Math.max(0, ...(metrics.coverage ?? []).map((curve) => curve.length), born[numIndividuals - 1] ?? 0);
 
 /* What the reader looks at: the archives after this batch, and the family of this individual. */
@@ -14,11 +15,22 @@ const all = [...born.keys()];
 const scoresOf = (identity) => scores.map((column) => column[identity]);
 const failed = (identity) => !scoresOf(identity).every(isNumber);
 const mean = (identity) => (failed(identity) ? null : sum(scoresOf(identity)) / numTasks);
-const isExpert = (identity) => born[identity] === 0;
+const isFounder = (identity) => born[identity] === 0;
+const isExpert = (identity) => identity < numExperts;
 const parentsOf = (identity) => parents.map((column) => column[identity]).filter((parent) => parent >= 0);
-const expertName = (expert) => (numExperts === numTasks ? tasks[expert] : `expert ${expert}`);
-const title = (identity) => (isExpert(identity) && numExperts === numTasks ? `Expert ${tasks[identity]}` :
-  `${isExpert(identity) ? "Expert" : "Individual"} ${identity}`);
+const mutationText = (identity) => record.mutations[record.mutation[identity]];
+
+/* Of the initial population: experts by their task, or by number unless there is one a task; others by what they are. */
+function founderName(one) {
+  if (!isExpert(one)) return mutationText(one);
+  return numExperts === numTasks ? tasks[one] : `expert ${one}`;
+}
+
+function title(identity) {
+  if (!isFounder(identity)) return `Individual ${identity}`;
+  if (!isExpert(identity)) return mutationText(identity);
+  return `Expert ${numExperts === numTasks ? tasks[identity] : identity}`;
+}
 
 function ancestors(identity) {
   const found = new Set([identity]), waiting = [identity];
@@ -56,7 +68,7 @@ function weightText(weight) {
 
 function ancestryText(identity) {
   const weights = record.weights[identity];
-  const name = (parent) => (isExpert(parent) ? title(parent).replace("Expert", "expert") : `${parent}`);
+  const name = (parent) => (isFounder(parent) ? title(parent).replace("Expert", "expert") : `${parent}`);
   return list(parentsOf(identity).map((parent, i) => name(parent) + (weights ? ` (${weightText(weights[i])})` : "")));
 }
 
@@ -79,7 +91,7 @@ function describe(identity, note = null) {
     html("dl", {},
       line("parents", ancestryText(identity)),
       line("from", record.archive[identity] >= 0 ? `archive ${tasks[record.archive[identity]]}` : ""),
-      line("mutation", record.mutations[record.mutation[identity]]),
+      line("mutation", mutationText(identity)),
       line("elite in", list(holds)),
       line("shown", note)),
   ];

@@ -4,9 +4,9 @@ let playing = null;
 
 function setBatch(batch) {
   state.batch = Math.max(0, Math.min(lastBatch, batch));
-  const slider = place("batch"), known = born.filter((one) => one <= state.batch).length - numExperts;
+  const slider = place("batch"), known = born.filter((one) => one <= state.batch).length - numFounders;
   slider.value = state.batch;
-  const moment = state.batch ? `batch ${state.batch} of ${lastBatch}` : "batch 0: the experts alone";
+  const moment = state.batch ? `batch ${state.batch} of ${lastBatch}` : numFounders > numExperts ? "batch 0" : "batch 0: the experts alone";
   place("moment").textContent = state.batch ? `${moment} · ${count(known, "child", "children")}` : moment;
   slider.setAttribute("aria-valuetext", place("moment").textContent);
   hideTooltip();

@@ -3,7 +3,7 @@
 const ANSWERS_SHOWN = 6;
 
 function drawHead() {
-  const children = numIndividuals - numExperts, planned = count(record.planned, "child", "children");
+  const children = numIndividuals - numFounders, planned = count(record.planned, "child", "children");
   const coverage = (metrics.coverage ?? []).map((curve) => curve.at(-1)).filter(isNumber);
   const shown = [
     ["children scored", record.finished ? children.toLocaleString("en") : `${children} of ${record.planned}`],

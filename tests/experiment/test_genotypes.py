@@ -1,0 +1,115 @@
+"""The experiment with each kind of genotype, really run at a very small size."""
+
+import dataclasses
+import json
+import warnings
+
+import numpy as np
+import pytest
+from experiment_cases import needs_sandbox, tiny_settings
+from rich.console import Console
+
+from cqd_jax.config import BaselineSettings, ConfigError, EvolutionSettings, check_settings
+from cqd_jax.experiment.commands import aggregate, evaluate
+from cqd_jax.experiment.record import read_record
+from cqd_jax.experiment.run import run_experiment
+from cqd_jax.experiment.run_files import open_run
+from cqd_jax.io.figures import all_figures
+from cqd_jax.io.model_folder import load_model
+
+# Experts this small may all fail one task; the grid says so.
+pytestmark = pytest.mark.filterwarnings("ignore:task .* all experts score 0")
+CONSOLE = Console(quiet=True)
+KINDS = {
+  "dense": {},
+  "core": {"genotype": "core", "rank": 0},
+  "shared": {"genotype": "core", "rank": 0, "share_base": True},
+  "truncated": {"genotype": "core", "rank": 3, "mutation": "svd", "mutation_size": 2.0},
+  "coefficients": {"genotype": "coefficients", "rank": 0, "coefficient_starts": (0.5,)},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """A run of each kind, of the same experts."""
+  folder = tmp_path_factory.mktemp("genotypes")
+  results = {}
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="task .* all experts score 0")
+    for name, changes in KINDS.items():
+      settings = tiny_settings(
+        folder,
+        name=name,
+        candidates_per_batch=3 if name == "shared" else 1,
+        evolution=dataclasses.replace(tiny_settings(folder).evolution, **changes),
+        baselines=BaselineSettings(scales=(), random_search=False, cma_es_model=False, cma_es_kernel=False),
+      )
+      results[name] = run_experiment(settings, CONSOLE).run_dir
+  return results
+
+
+def people(run_dir):
+  return read_record(open_run(run_dir)).individuals
+
+
+@needs_sandbox
+@pytest.mark.parametrize("kind", ["core", "shared"])
+def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs, kind):
+  dense, core = people(runs["dense"]), people(runs[kind])
+  np.testing.assert_array_equal(core.parents, dense.parents)
+  np.testing.assert_array_equal(core.taken, dense.taken)
+  np.testing.assert_array_equal(core.scores, dense.scores)
+  assert core.mutation == dense.mutation
+  for ours, theirs in zip(core.weights[3:], dense.weights[3:], strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  rows, expected = (json.loads((runs[name] / "scores.json").read_text())["test"] for name in (kind, "dense"))
+  assert rows == expected
+  for model in ("best", "aggregate"):
+    params, reference = (load_model(runs[name] / "models" / model)[0] for name in (kind, "dense"))
+    for path in (("layers", "mlp", "up", "kernel"), ("embed", "embedding"), ("final_norm", "scale")):
+      ours, theirs = params, reference
+      for part in path:
+        ours, theirs = ours[part], theirs[part]
+      np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@needs_sandbox
+def test_a_checkpoint_of_cores_is_smaller_than_one_of_weights(runs):
+  def size(kind):
+    return sum(path.stat().st_size for path in (runs[kind] / "checkpoints").rglob("*") if path.is_file())
+
+  assert size("truncated") < size("dense") / 10
+
+
+@needs_sandbox
+def test_truncated_experts_are_evolved_and_exported(runs):
+  record = read_record(open_run(runs["truncated"]))
+  assert record.facts["genotype"] == "core, rank 3"
+  assert np.isfinite(record.individuals.scores).all()
+  scores = evaluate(runs["truncated"], "best", "test", CONSOLE)
+  rows = json.loads((runs["truncated"] / "scores.json").read_text())["test"]
+  assert scores == next(row["scores"] for row in rows if row["name"] == "CycleQD, best elite")
+
+
+@needs_sandbox
+def test_coefficients_begin_with_the_experts_and_their_sums(runs, tmp_path):
+  record = read_record(open_run(runs["coefficients"]))
+  individuals = record.individuals
+  assert record.num_experts == 3
+  assert (individuals.born == 0).sum() == 4
+  assert individuals.mutation[3] == "0.5 x the experts' sum"
+  np.testing.assert_array_equal(individuals.scores[:3], people(runs["dense"]).scores[:3])
+  assert individuals.weights[4] is None
+  assert individuals.mutation[4] == "iso 0.15, line 0.3"
+  assert len(individuals) == 4 + 6
+  assert all_figures(record)
+  assert "0.5 x the experts" in (runs["coefficients"] / "report.html").read_text()
+  folder = aggregate(runs["coefficients"], tmp_path / "merged", CONSOLE)
+  merged, written = (load_model(each)[0] for each in (folder, runs["coefficients"] / "models" / "aggregate"))
+  np.testing.assert_array_equal(merged["head"]["kernel"], written["head"]["kernel"])
+
+
+def test_settings_of_genotypes_are_checked(tmp_path):
+  settings = tiny_settings(tmp_path, evolution=EvolutionSettings(rank=-1))
+  with pytest.raises(ConfigError, match=r"evolution.rank: expected at least 0, got -1"):
+    check_settings(settings, 3)
