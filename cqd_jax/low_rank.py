@@ -108,6 +108,18 @@ def take_rows(matrix: Matrix, indices: jax.Array) -> jax.Array:
   return rows + matmul(inner, matrix.right.mT).astype(rows.dtype)
 
 
+def after(array: jax.Array, done: jax.Array) -> jax.Array:
+  """`array`, as soon as `done` is there, for what must not be computed at the same time.
+
+  A batched decomposition on a CPU waits, in a thread of XLA's pool, for other threads of the pool to do its parts. As
+  many of them at once as there are threads wait for ever (jaxlib 0.10, two cores: within seconds); one never does. So
+  in one program each has to begin with what comes `after` the one before.
+  """
+  # Always 0, which the compiler cannot know: it drops barriers and what is multiplied by 0, but must wait for this.
+  nothing = jnp.minimum(jnp.isnan(done).any().astype(jnp.int32), 0)
+  return array + nothing.astype(array.dtype)
+
+
 def split_own(params: Params) -> tuple[Params, Params]:
   """A model, or a population, as what is its own and what is shared.
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from cqd_jax.checks import check_float_leaves, check_population
 from cqd_jax.genotypes.factors import METHODS, relative_error, truncate, truncate_by_energy
-from cqd_jax.low_rank import LowRank, LowRankUpdate
+from cqd_jax.low_rank import LowRank, LowRankUpdate, after
 from cqd_jax.trees import Path, as_arrays, is_matrix, leaf_path
 from cqd_jax.types import Genotype, Params, PRNGKey
 
@@ -228,7 +228,7 @@ class _Leaf(NamedTuple):
 def _hold_matrix(leaf: jax.Array, factored: Sequence[tuple[LowRank, jax.Array]], dtype: Any) -> _Leaf:
   """Bases and cores of a leaf of matrices, from the experts' factors of it and what these have lost."""
   left, right, cores = _bases(tuple(factors for factors, _ in factored), leaf.dtype)
-  cores = jax.block_until_ready(cores).astype(dtype)  # no two leaves' decompositions at once; see `_bases`
+  cores = jax.block_until_ready(cores).astype(dtype)  # no two leaves' decompositions at once; see `after`
   errors = jnp.stack([error for _, error in factored])
   return _Leaf(cores, left, right, errors, tuple(factors.a.shape[-2] for factors, _ in factored))
 
@@ -256,8 +256,7 @@ def _bases(factors: tuple[LowRank, ...], dtype: Any) -> tuple[jax.Array, jax.Arr
   """Orthonormal bases `[..., m, a]`, `[..., n, b]` of K factors, and the K cores `[K, ..., a, b]` in them.
 
   Householder's way gives orthonormal columns whatever the rank of what it is given; columns beyond the rank are of no
-  use, and have zeros in all cores. The second decomposition waits for the first: side by side, batched ones can wait
-  for one another for ever on a CPU (see `cqd_jax.operators.mutation`).
+  use, and have zeros in all cores.
   """
   columns, rows = (
     jnp.concatenate([_wide(part) for part in parts], axis=-1)
@@ -266,8 +265,7 @@ def _bases(factors: tuple[LowRank, ...], dtype: Any) -> tuple[jax.Array, jax.Arr
   if not columns.shape[-1]:  # nobody changed these matrices; a basis of one vector spares all others empty arrays
     columns, rows = (jnp.zeros((*part.shape[:-1], 1)) for part in (columns, rows))
   left, left_part = jnp.linalg.qr(columns)
-  nothing = jnp.minimum(jnp.isnan(left_part).any().astype(jnp.int32), 0)
-  right, right_part = jnp.linalg.qr(rows + nothing)
+  right, right_part = jnp.linalg.qr(after(rows, left))
   ends = np.cumsum([one.a.shape[-2] for one in factors])[:-1]
   parts = zip(jnp.split(left_part, ends, axis=-1), jnp.split(right_part, ends, axis=-1), strict=True)
   cores = jnp.stack([jnp.matmul(one, other.mT, precision=HIGHEST) for one, other in parts])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key
-from cqd_jax.low_rank import MatrixSVD
+from cqd_jax.low_rank import MatrixSVD, after
 from cqd_jax.operators.arithmetic import check_setting, widen
 from cqd_jax.trees import as_arrays, is_matrix, leaf_keys, map_with_path
 from cqd_jax.types import Params, PRNGKey
@@ -143,20 +143,16 @@ def gaussian_mutation(key: PRNGKey, task_vector: Params, *, std: ArrayLike) -> P
 
 
 def _decompose_in_turn(task_vector: Params) -> Params:
-  """The decompositions of all matrices, each begun when the one before is done; None for a leaf of vectors.
-
-  A batched decomposition on a CPU waits, in a thread of XLA's pool, for other threads of the pool to do its parts. As
-  many of them at once as there are threads wait for ever (jaxlib 0.10, two cores: within seconds); one never does.
-  """
-  nothing: jax.Array = jnp.zeros((), jnp.int32)
+  """The decompositions of all matrices, each begun when the one before is done; None for a leaf of vectors."""
+  before: MatrixSVD | None = None
 
   def decompose(path: tuple[str, ...], leaf: jax.Array) -> MatrixSVD | None:
-    nonlocal nothing
+    nonlocal before
     if not is_matrix(path, leaf):
       return None
-    svd = MatrixSVD(*jnp.linalg.svd(widen(leaf) + nothing, full_matrices=False))
-    # Always 0, which the compiler cannot know: it drops barriers and what is multiplied by 0, but must wait for this.
-    nothing = jnp.minimum(jnp.isnan(svd.s).any().astype(jnp.int32), 0)
+    wide = widen(leaf)
+    svd = MatrixSVD(*jnp.linalg.svd(wide if before is None else after(wide, before.s), full_matrices=False))
+    before = svd
     return svd
 
   return map_with_path(decompose, task_vector)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cqd_jax.genotypes.core import _bases
+from cqd_jax.genotypes.factors import randomised_svd
+from cqd_jax.low_rank import LowRank
 from cqd_jax.operators import factorise, svd_mutation
 
 
@@ -18,19 +21,29 @@ def trees(num=6, batch=4):
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
-  "operator",
+  ("operator", "number"),
   [
-    lambda tree: jax.vmap(factorise)(tree),
-    lambda tree: jax.vmap(functools.partial(svd_mutation, max_scale=2.0))(jax.random.split(jax.random.key(1), 4), tree),
+    (lambda tree: jax.vmap(factorise)(tree), 6),
+    (
+      lambda tree: jax.vmap(functools.partial(svd_mutation, max_scale=2.0))(
+        jax.random.split(jax.random.key(1), 4), tree
+      ),
+      6,
+    ),
+    # a decomposition, and its orthonormal factor, of columns and of rows
+    (lambda tree: _bases((LowRank(tree["w0"], tree["w1"].mT),), jnp.float32), 4),
+    # three times, then the small SVD twice (once for the sketch)
+    (lambda tree: randomised_svd(jax.random.key(0), tree["w5"], rank=2), 11),
   ],
+  ids=["factorise", "svd_mutation", "bases", "randomised"],
 )
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the names are those of LAPACK's calls on a CPU")
-def test_each_decomposition_depends_on_the_one_before(operator):
+def test_each_decomposition_depends_on_the_one_before(operator, number):
   """Follows operands in the compiled text from each call to another, as the run time does that starts them."""
   text = jax.jit(operator).lower(trees()).compile().as_text()
   defined = dict(re.findall(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$", text, re.MULTILINE))
-  calls = [name for name, body in defined.items() if "custom-call" in body and "gesdd" in body]
-  assert len(calls) == 6
+  calls = [name for name, body in defined.items() if "custom-call" in body and re.search("gesdd|geqrf|orgqr", body)]
+  assert len(calls) == number
 
   def reaches(name):
     found, waiting = set(), [name]
@@ -42,7 +55,7 @@ def test_each_decomposition_depends_on_the_one_before(operator):
     return found
 
   before = [len(reaches(name) & set(calls)) for name in calls]
-  assert sorted(before) == [0, 1, 2, 3, 4, 5]
+  assert sorted(before) == list(range(number))
 
 
 def test_the_order_changes_no_number():
