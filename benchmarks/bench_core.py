@@ -1,8 +1,8 @@
-"""Making children in core space against making them of dense weights, and a whole iteration of ask and tell."""
+"""Making children in core space against making them of dense weights: operator by operator, and by ask and tell."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from cqd_jax.low_rank import LowRank
 from cqd_jax.operators import expert_svd_mutation, factorise, linear_merge, svd_mutation
 from cqd_jax.search import CycleQD, CycleQDEmitter
 from cqd_jax.types import Genotype, Params
+
+Carry: TypeAlias = tuple[CyclingRepertoire, Any, jax.Array]
 
 EXPERTS = 3
 SETTLED = (8, 1024, 16, 32)
@@ -56,15 +58,7 @@ def expert_svd_case(kernels: int, side: int, rank: int, children: int) -> Case:
 
   def dense() -> tuple[Any, ...]:
     basis = make_basis(kernels, side, rank)
-    factors = factorise(_pick(basis.experts, 0), rank=rank)
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    svd = {
-      "kernels": factors["kernels"]._replace(
-        u=product(basis.left["kernels"], factors["kernels"].u),
-        vt=product(factors["kernels"].vt, basis.right["kernels"].mT),
-      )
-    }
-    return _keys(2), _dense(kernels, side, 2, 1), svd
+    return _keys(2), _dense(kernels, side, 2, 1), written_out(basis, _pick(basis.experts, 0), rank)
 
   return _case(
     "expert_svd_mutation",
@@ -94,50 +88,86 @@ def svd_case(kernels: int, side: int, rank: int, children: int) -> Case:
 
 
 def iteration_cases(kernels: int, side: int, rank: int, children: int) -> list[Case]:
-  """Ask and tell of one iteration in core space: select, merge, mutate, insert into three archives of 15 x 15."""
-  basis = make_basis(kernels, side, rank)
-  result = []
-  for name, mutation, context in (
-    ("expert_svd", functools.partial(expert_svd_mutation, rate=0.1), jax.vmap(factorise)(basis.experts)),
-    ("svd", functools.partial(svd_mutation, max_scale=2.0), None),
-  ):
-    emitter = CycleQDEmitter(
-      batch_size=children,
-      crossover=functools.partial(linear_merge, std=0.01),
-      mutation=mutation,
-      task_context=context,
-    )
-    result.append(_iteration_case(name, CycleQD(None, emitter), basis, (kernels, side, rank, children)))
-  return result
+  """Ask and tell of one iteration: select, merge, mutate, insert; dense ones into a pool of a few individuals."""
+  return [_iteration_case(name, kernels, side, rank, children) for name in ("expert_svd", "svd")]
 
 
-def _iteration_case(name: str, cycleqd: CycleQD, basis: CoreBasis, point: tuple[int, ...]) -> Case:
-  children = point[-1]
+def _iteration_case(mutation: str, kernels: int, side: int, rank: int, children: int) -> Case:
+  dense_children = 2 if mutation == "expert_svd" else 1
+  made: list[Any] = []
 
-  def iterate(carry: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
-    repertoire, state, key = carry
-    key, ask_key, score_key = jax.random.split(key, 3)
-    genotypes, info = cycleqd.ask(repertoire, state, ask_key)
-    scores = jax.random.uniform(score_key, (children, EXPERTS))
-    repertoire, state, _ = cycleqd.tell(genotypes, scores, repertoire, state, extra_info=info)
-    return repertoire, state, key
+  def dense_carry() -> Carry:
+    basis = make_basis(kernels, side, rank)
+    experts = jax.vmap(basis.task_vector)(basis.experts)
+    factors = jax.vmap(lambda expert: written_out(basis, expert, rank))(basis.experts)
+    return _begin(mutation, experts, factors, dense_children, capacity=8)
 
-  def arguments() -> tuple[Any, ...]:
-    grid = Grid(lower=[0.0] * EXPERTS, upper=[1.0] * EXPERTS, shape=(15,) * EXPERTS)
-    scores = jax.random.uniform(jax.random.key(3), (children, EXPERTS))
-    repertoire = CyclingRepertoire.init(_population(basis, children, 1), scores, grid)
-    state = cycleqd.init_ask_tell(basis.experts, jnp.eye(EXPERTS), grid, jax.random.key(0))[1]
-    return ((repertoire, state, jax.random.key(1)),)
+  def core_carry() -> Carry:
+    basis = make_basis(kernels, side, rank)
+    factors = jax.vmap(functools.partial(factorise, rank=rank))(basis.experts)
+    return _begin(mutation, basis.experts, factors, children, capacity=None)
+
+  def peer(*_: Any) -> Carry:
+    if not made:
+      iterate = functools.partial(_iterate, mutation, dense_children)
+      made.extend((jax.jit(iterate, donate_argnums=0), dense_carry()))
+    made[1] = made[0](made[1])
+    return made[1]
 
   return Case(
-    name=f"ask and tell, {name}",
-    labels=_labels(*point),
-    function=iterate,
-    arguments=arguments,
+    name=f"ask and tell, {mutation}",
+    labels=_labels(kernels, side, rank, children),
+    function=functools.partial(_iterate, mutation, children),
+    arguments=lambda: (core_carry(),),
     items=children,
     item="children",
     recycle=0,
+    peer=peer,
+    peer_name="dense, by the child",
+    peer_items=dense_children,
   )
+
+
+def _begin(mutation: str, experts: Genotype, factors: Genotype, children: int, capacity: int | None) -> Carry:
+  """Repertoire, state of the emitter and key before the first iteration."""
+  grid = Grid(lower=[0.0] * EXPERTS, upper=[1.0] * EXPERTS, shape=(15,) * EXPERTS)
+  scores = 0.9 * jnp.eye(EXPERTS) + 0.05
+  cycleqd = _cycleqd(mutation, factors if mutation == "expert_svd" else None, children)
+  repertoire, state, _ = cycleqd.init_ask_tell(experts, scores, grid, jax.random.key(0), capacity=capacity)
+  return repertoire, state, jax.random.key(1)
+
+
+def _iterate(mutation: str, children: int, carry: Carry) -> Carry:
+  """One iteration with random scores."""
+  repertoire, state, key = carry
+  cycleqd = _cycleqd(mutation, state.task_context, children)
+  key, ask_key, score_key = jax.random.split(key, 3)
+  genotypes, info = cycleqd.ask(repertoire, state, ask_key)
+  scores = jax.random.uniform(score_key, (children, EXPERTS))
+  repertoire, state, _ = cycleqd.tell(genotypes, scores, repertoire, state, extra_info=info)
+  return repertoire, state, key
+
+
+def _cycleqd(mutation: str, factors: Genotype | None, children: int) -> CycleQD:
+  operators: dict[str, Callable[..., Params]] = {
+    "expert_svd": functools.partial(expert_svd_mutation, rate=0.1),
+    "svd": functools.partial(svd_mutation, max_scale=2.0),
+  }
+  emitter = CycleQDEmitter(
+    batch_size=children,
+    crossover=functools.partial(linear_merge, std=0.01),
+    mutation=operators[mutation],
+    task_context=factors,
+  )
+  return CycleQD(None, emitter)
+
+
+def written_out(basis: CoreBasis, genotype: Genotype, rank: int) -> Genotype:
+  """The dense factors of an expert, from those of its core."""
+  svd = factorise(genotype, rank=rank)["kernels"]
+  product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  u, vt = product(basis.left["kernels"], svd.u), product(svd.vt, basis.right["kernels"].mT)
+  return {"kernels": svd._replace(u=u, vt=vt)}
 
 
 def make_basis(kernels: int, side: int, rank: int) -> CoreBasis:
