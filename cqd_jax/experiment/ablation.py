@@ -35,6 +35,7 @@ LADDER: Mapping[str, Mapping[str, Any]] = {
   "+ reference's SVD mutation": {"selection": "uniform", "mutation": "expert_svd", "mutation_size": 0.3},
   "CycleQD: elite sampling, paper's SVD": {"selection": "elite", "mutation": "svd", "mutation_size": 2.0},
   FULL: {"selection": "elite", "mutation": "expert_svd", "mutation_size": 0.3},
+  "CycleQD on coefficients, per kernel": {"genotype": "coefficients", "rank": 0},
 }
 """What differs from the settings of the experiment, by the name of a rung; each mutation is added to cycling alone."""
 
