@@ -105,6 +105,16 @@ class EvolutionSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class MeshSettings:
+  """The devices that evolution runs on, population x model of them. Only rounding depends on it."""
+
+  population: int = 1
+  """Into how many parts the children of a batch are divided; divides evolution.batch_size."""
+  model: int = 1
+  """Into how many parts the base's weights are divided; more than 1 needs evolution.share_base."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class BaselineSettings:
   """What evolution is compared with. Searches may score as many candidates as evolution."""
 
@@ -180,6 +190,8 @@ class ExperimentSettings:
   """Base and experts."""
   evolution: EvolutionSettings = dataclasses.field(default_factory=EvolutionSettings)
   """CycleQD."""
+  mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+  """Devices."""
   baselines: BaselineSettings = dataclasses.field(default_factory=BaselineSettings)
   """What it is compared with."""
   output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
@@ -219,6 +231,8 @@ AT_LEAST = {
   "evolution.merge_std": 0,
   "evolution.mutation_size": 0,
   "evolution.rank": 0,
+  "mesh.population": 1,
+  "mesh.model": 1,
   "evolution.iso_sigma": 0,
   "evolution.line_sigma": 0,
   "baselines.batch_size": 4,  # CMA-ES
@@ -244,6 +258,17 @@ def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
     raise ConfigError(
       f"evolution.children: expected a multiple of evolution.batch_size={evolution.batch_size}, "
       f"got {evolution.children}"
+    )
+  if evolution.batch_size % settings.mesh.population:
+    raise ConfigError(
+      f"mesh.population: expected a divisor of evolution.batch_size={evolution.batch_size}, "
+      f"got {settings.mesh.population}"
+    )
+  shares = evolution.share_base and evolution.genotype != "dense"
+  if settings.mesh.model > 1 and not shares:
+    raise ConfigError(
+      f"mesh.model: expected 1, got {settings.mesh.model}: weights are divided only where the base is shared "
+      "(evolution.genotype core or coefficients, with evolution.share_base)"
     )
   if min(settings.swarm_sizes, default=1) < 1:
     raise ConfigError(f"swarm_sizes: expected at least 1 member each, got {settings.swarm_sizes}")
@@ -317,6 +342,7 @@ def _field_names() -> list[str]:
     TaskSettings,
     TrainingSettings,
     EvolutionSettings,
+    MeshSettings,
     BaselineSettings,
     OutputSettings,
   )

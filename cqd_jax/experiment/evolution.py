@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from qdax.core.emitters.mutation_operators import isoline_variation
 
 from cqd_jax.archive import (
@@ -19,9 +20,10 @@ from cqd_jax.archive import (
   reference_elite_sampling,
   uniform_sampling,
 )
-from cqd_jax.config import EvolutionSettings, settings_as_json
+from cqd_jax.config import ConfigError, EvolutionSettings, MeshSettings, settings_as_json
 from cqd_jax.experiment.lab import Lab, Method
 from cqd_jax.experiment.space import Space, make_space
+from cqd_jax.genotypes.placement import make_mesh, over_population, place_replicated, replicated
 from cqd_jax.io.checkpoint import Checkpoints
 from cqd_jax.io.history import Batch
 from cqd_jax.io.loggers import MetricsLogger, TensorBoardLogger, WandbLogger, all_closed
@@ -110,6 +112,20 @@ def make_emitter(settings: EvolutionSettings, space: Space) -> CycleQDEmitter:
   )
 
 
+def _make_mesh(settings: MeshSettings) -> Mesh | None:
+  """The mesh of the settings; None for one device."""
+  size = settings.population * settings.model
+  if size == 1:
+    return None
+  devices = jax.devices()
+  if size > len(devices):
+    raise ConfigError(
+      f"mesh: expected at most {len(devices)} devices, which is what there is, "
+      f"got {settings.population} x {settings.model}"
+    )
+  return make_mesh(population=settings.population, model=settings.model, devices=devices[:size])
+
+
 def line_crossover(key: PRNGKey, first: Genotype, second: Genotype, *, iso_sigma: float, line_sigma: float) -> Genotype:
   """QDax's iso+line variation of one pair (Vassiliades & Mouret 2018, arXiv:1804.03906)."""
   pair = jax.tree.map(lambda leaf: leaf[None], (first, second))
@@ -136,10 +152,12 @@ class Evolution:
     self._settings = lab.settings.evolution
     key, self._init_key = jax.random.split(key)
     self._first_key = key
-    self._space = make_space(self._settings, lab.base, lab.experts)
+    self._mesh = _make_mesh(lab.settings.mesh)
+    self._space = make_space(self._settings, lab.base, lab.experts, self._mesh)
     self._cycleqd = CycleQD(None, make_emitter(self._settings, self._space))
-    self._ask = jax.jit(self._cycleqd.ask)
-    self._tell = jax.jit(self._tell_batch, donate_argnames=("moment",))
+    children, archives = (None, None) if self._mesh is None else (over_population(self._mesh), replicated(self._mesh))
+    self._ask = jax.jit(self._cycleqd.ask, out_shardings=(children, None))
+    self._tell = jax.jit(self._tell_batch, donate_argnames=("moment",), out_shardings=archives)
 
   def run(self) -> Evolved:
     """Evolves to the end.
@@ -216,7 +234,8 @@ class Evolution:
         )
       )
     # A copy of the key: the moment is donated, and this object must be able to begin again.
-    return Moment(repertoire, emitter_state, jnp.copy(self._first_key)), scores[: len(lab.task_names)]
+    moment = Moment(repertoire, emitter_state, jnp.copy(self._first_key))
+    return moment if self._mesh is None else place_replicated(moment, self._mesh), scores[: len(lab.task_names)]
 
   def _iterate(self, number: int, moment: Moment, loggers: Sequence[MetricsLogger]) -> tuple[Moment, dict[str, Any]]:
     """One batch: ask, score, tell, and write it down."""

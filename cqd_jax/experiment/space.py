@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from cqd_jax.config import EvolutionSettings
 from cqd_jax.genotypes import CoreBasis, apply_coefficients, group_leaves
+from cqd_jax.genotypes.placement import place_basis, place_replicated
 from cqd_jax.operators import apply_task_vector, factorise
 from cqd_jax.types import Genotype, Params
 
@@ -36,15 +38,17 @@ class Space:
   others: tuple[str, ...] = ()
 
 
-def make_space(settings: EvolutionSettings, base: Params, experts: Params) -> Space:
+def make_space(settings: EvolutionSettings, base: Params, experts: Params, mesh: Mesh | None = None) -> Space:
   """The space that the settings ask for.
 
   Args:
     settings: `genotype`, and what belongs to it.
     base: params of the base model.
     experts: dense task vectors, leaves `[K, ...]`.
+    mesh: where the base goes; None: it stays where it is.
   """
   if settings.genotype == "dense":
+    base = base if mesh is None else place_replicated(base, mesh)
     return Space(
       initial=experts,
       models=functools.partial(materialise, base),
@@ -52,6 +56,7 @@ def make_space(settings: EvolutionSettings, base: Params, experts: Params) -> Sp
       expert_svd=lambda: jax.vmap(factorise)(experts),
     )
   basis = CoreBasis.from_experts(base, experts, rank=settings.rank or None)
+  basis = basis if mesh is None else place_basis(basis, mesh)
   return (_core_space if settings.genotype == "core" else _coefficient_space)(settings, basis)
 
 

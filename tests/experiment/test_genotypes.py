@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -9,7 +12,8 @@ import pytest
 from experiment_cases import needs_sandbox, tiny_settings
 from rich.console import Console
 
-from cqd_jax.config import BaselineSettings, ConfigError, EvolutionSettings, check_settings
+from cqd_jax.cli import main
+from cqd_jax.config import BaselineSettings, ConfigError, EvolutionSettings, MeshSettings, check_settings
 from cqd_jax.experiment.commands import aggregate, evaluate
 from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import run_experiment
@@ -74,6 +78,22 @@ def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs, kind):
 
 
 @needs_sandbox
+def test_a_mesh_of_devices_evolves_as_one_device_does(runs, tmp_path):
+  """The command itself, on 6 virtual devices: 3 for the population, 2 for the base's weights."""
+  begun = open_run(runs["shared"]).settings
+  environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=6"}
+  options = ["--mesh.population", "3", "--mesh.model", "2", "--run-dir", str(tmp_path / "run")]
+  command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(begun), *options]
+  done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  one, many = people(runs["shared"]), people(tmp_path / "run")
+  np.testing.assert_array_equal(many.parents, one.parents)
+  np.testing.assert_array_equal(many.scores, one.scores)
+  rows = [json.loads((folder / "scores.json").read_text())["test"] for folder in (runs["shared"], tmp_path / "run")]
+  assert rows[0] == rows[1]
+
+
+@needs_sandbox
 def test_a_checkpoint_of_cores_is_smaller_than_one_of_weights(runs):
   def size(kind):
     return sum(path.stat().st_size for path in (runs[kind] / "checkpoints").rglob("*") if path.is_file())
@@ -109,7 +129,24 @@ def test_coefficients_begin_with_the_experts_and_their_sums(runs, tmp_path):
   np.testing.assert_array_equal(merged["head"]["kernel"], written["head"]["kernel"])
 
 
-def test_settings_of_genotypes_are_checked(tmp_path):
-  settings = tiny_settings(tmp_path, evolution=EvolutionSettings(rank=-1))
-  with pytest.raises(ConfigError, match=r"evolution.rank: expected at least 0, got -1"):
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"evolution": EvolutionSettings(rank=-1)}, r"evolution.rank: expected at least 0, got -1"),
+    ({"mesh": MeshSettings(population=3)}, r"mesh.population: expected a divisor of evolution.batch_size=4, got 3"),
+    ({"mesh": MeshSettings(model=2)}, r"mesh.model: expected 1, got 2: weights are divided only where"),
+    ({"mesh": MeshSettings(population=0)}, r"mesh.population: expected at least 1, got 0"),
+  ],
+)
+def test_settings_of_genotypes_are_checked(tmp_path, changes, message):
+  settings = tiny_settings(tmp_path, **{"evolution": EvolutionSettings(), **changes})
+  with pytest.raises(ConfigError, match=message):
     check_settings(settings, 3)
+
+
+@needs_sandbox
+def test_more_devices_than_there_are_is_an_error_in_words(runs, tmp_path, capsys):
+  begun = open_run(runs["dense"]).settings
+  options = ["--mesh.population", "3", "--run-dir", str(tmp_path / "run")]
+  assert main(["evolve", str(begun), *options]) == 2
+  assert "mesh: expected at most 1 devices, which is what there is, got 3 x 1" in capsys.readouterr().err
