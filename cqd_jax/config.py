@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,7 +254,13 @@ def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
   for name, least in AT_LEAST.items():
     if not flat[name] >= least:
       raise ConfigError(f"{name}: expected at least {least}, got {flat[name]}")
+  for name, value in flat.items():
+    for number in value if isinstance(value, list) else [value]:
+      if isinstance(number, float) and not math.isfinite(number):
+        raise ConfigError(f"{name}: expected finite numbers, got {value}")
   evolution = settings.evolution
+  if evolution.share_base and evolution.genotype == "dense":
+    raise ConfigError("evolution.share_base: dense genotypes share no base (evolution.genotype core or coefficients)")
   if evolution.children % evolution.batch_size:
     raise ConfigError(
       f"evolution.children: expected a multiple of evolution.batch_size={evolution.batch_size}, "
@@ -264,11 +271,10 @@ def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
       f"mesh.population: expected a divisor of evolution.batch_size={evolution.batch_size}, "
       f"got {settings.mesh.population}"
     )
-  shares = evolution.share_base and evolution.genotype != "dense"
-  if settings.mesh.model > 1 and not shares:
+  if settings.mesh.model > 1 and not evolution.share_base:
     raise ConfigError(
       f"mesh.model: expected 1, got {settings.mesh.model}: weights are divided only where the base is shared "
-      "(evolution.genotype core or coefficients, with evolution.share_base)"
+      "(evolution.share_base)"
     )
   if min(settings.swarm_sizes, default=1) < 1:
     raise ConfigError(f"swarm_sizes: expected at least 1 member each, got {settings.swarm_sizes}")

@@ -84,19 +84,20 @@ def matmul(x: jax.Array, matrix: Matrix, *, preferred_element_type: Any = None) 
   Args:
     x: `[..., m]`.
     matrix: `[m, n]`.
-    preferred_element_type: of the result; None: the dtype of `x`.
+    preferred_element_type: of the result; None: what `x` and the matrix promote to.
 
   Returns:
     `[..., n]`.
   """
 
-  def dot(rows: jax.Array, factor: jax.Array, dtype: Any = None) -> jax.Array:
-    return jnp.einsum("...i,io->...o", rows, factor.astype(rows.dtype), preferred_element_type=dtype)
+  def dot(rows: jax.Array, factor: jax.Array, dtype: Any = preferred_element_type) -> jax.Array:
+    return jnp.einsum("...i,io->...o", rows, factor, preferred_element_type=dtype)
 
   if not isinstance(matrix, LowRankUpdate):
-    return jnp.einsum("...i,io->...o", x, matrix, preferred_element_type=preferred_element_type)
-  inner = dot(dot(x, matrix.left), matrix.core)
-  return dot(x, matrix.kernel, preferred_element_type) + dot(inner, matrix.right.mT, preferred_element_type)
+    return dot(x, matrix)
+  product = dot(x, matrix.kernel)
+  inner = dot(dot(x, matrix.left, None), matrix.core.astype(matrix.left.dtype), None)
+  return product + dot(inner, matrix.right.mT).astype(product.dtype)
 
 
 def take_rows(matrix: Matrix, indices: jax.Array) -> jax.Array:

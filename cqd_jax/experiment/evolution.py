@@ -22,13 +22,13 @@ from cqd_jax.archive import (
 )
 from cqd_jax.config import ConfigError, EvolutionSettings, MeshSettings, settings_as_json
 from cqd_jax.experiment.lab import Lab, Method
-from cqd_jax.experiment.space import Space, make_space
+from cqd_jax.experiment.space import Space, describe_basis, make_space
 from cqd_jax.genotypes.placement import make_mesh, over_population, place_replicated, replicated
 from cqd_jax.io.checkpoint import Checkpoints
 from cqd_jax.io.history import Batch
 from cqd_jax.io.loggers import MetricsLogger, TensorBoardLogger, WandbLogger, all_closed
 from cqd_jax.io.progress import progress
-from cqd_jax.io.run_dir import RunDirError
+from cqd_jax.io.run_dir import RunDirError, write_text
 from cqd_jax.operators import (
   aggregate,
   expert_svd_mutation,
@@ -67,6 +67,7 @@ class Evolved(NamedTuple):
     repertoire: the archives, as in `Moment`.
     evaluations: children scored.
     expert_scores: `[K, K]` validation scores of the initial experts.
+    space: what the genotypes mean.
   """
 
   repertoire: CyclingRepertoire
@@ -153,7 +154,7 @@ class Evolution:
     key, self._init_key = jax.random.split(key)
     self._first_key = key
     self._mesh = _make_mesh(lab.settings.mesh)
-    self._space = make_space(self._settings, lab.base, lab.experts, self._mesh)
+    self._space = make_space(self._settings, lab.base, lab.experts, self._mesh, run_dir / "basis.safetensors")
     self._cycleqd = CycleQD(None, make_emitter(self._settings, self._space))
     children, archives = (None, None) if self._mesh is None else (over_population(self._mesh), replicated(self._mesh))
     self._ask = jax.jit(self._cycleqd.ask, out_shardings=(children, None))
@@ -167,6 +168,10 @@ class Evolution:
     """
     lab, settings = self._lab, self._settings
     num_batches = settings.children // settings.batch_size
+    if self._space.basis is not None:
+      line, table = describe_basis(self._space.basis, lab.task_names)
+      lab.console.print(line, highlight=False)
+      write_text(self._run_dir / "basis.md", table)
     moment, expert_scores = self._begin()
     with Checkpoints(self._run_dir / "checkpoints", keep=lab.settings.output.checkpoints_kept) as checkpoints:
       done, moment = checkpoints.load_newest(moment, at_most=lab.history.num_batches - 1) or (0, moment)

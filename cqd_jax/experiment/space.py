@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cqd_jax.config import EvolutionSettings
+from cqd_jax.experiment.seeds import markdown
 from cqd_jax.genotypes import CoreBasis, apply_coefficients, group_leaves
 from cqd_jax.genotypes.placement import place_basis, place_replicated
+from cqd_jax.io.basis import load_basis, save_basis
 from cqd_jax.operators import apply_task_vector, factorise
 from cqd_jax.types import Genotype, Params
 
@@ -38,7 +41,9 @@ class Space:
   others: tuple[str, ...] = ()
 
 
-def make_space(settings: EvolutionSettings, base: Params, experts: Params, mesh: Mesh | None = None) -> Space:
+def make_space(
+  settings: EvolutionSettings, base: Params, experts: Params, mesh: Mesh | None = None, file: Path | None = None
+) -> Space:
   """The space that the settings ask for.
 
   Args:
@@ -46,6 +51,10 @@ def make_space(settings: EvolutionSettings, base: Params, experts: Params, mesh:
     base: params of the base model.
     experts: dense task vectors, leaves `[K, ...]`.
     mesh: where the base goes; None: it stays where it is.
+    file: keeps the core space, so that a run goes on in the one that it began in; None: it is not kept.
+
+  Raises:
+    ValueError: naming `file`, if it is damaged.
   """
   if settings.genotype == "dense":
     base = base if mesh is None else place_replicated(base, mesh)
@@ -55,9 +64,30 @@ def make_space(settings: EvolutionSettings, base: Params, experts: Params, mesh:
       task_vector=lambda genotype: genotype,
       expert_svd=lambda: jax.vmap(factorise)(experts),
     )
-  basis = CoreBasis.from_experts(base, experts, rank=settings.rank or None)
+  if file is not None and file.is_file():
+    basis = load_basis(file, base)
+  else:
+    basis = CoreBasis.from_experts(base, experts, rank=settings.rank or None)
+    if file is not None:
+      save_basis(file, basis)
   basis = basis if mesh is None else place_basis(basis, mesh)
   return (_core_space if settings.genotype == "core" else _coefficient_space)(settings, basis)
+
+
+def describe_basis(basis: CoreBasis, expert_names: Sequence[str]) -> tuple[str, str]:
+  """How well the core space holds the experts: a line, and a Markdown table of every matrix."""
+  fits = basis.fits()
+  worst = min(fits, key=lambda fit: fit.energy)
+  kept = sum(fit.energy for fit in fits) / len(fits)
+  line = (
+    f"core space: {100 * kept:.1f}% of the energy of the experts' task vectors is kept on average over matrices, "
+    f"{100 * worst.energy:.1f}% in the worst ({worst.path}, {expert_names[worst.expert]})"
+  )
+  rows = [
+    [fit.path, expert_names[fit.expert], str(fit.rank), f"{fit.energy:.4f}", f"{fit.relative_error:.4f}"]
+    for fit in fits
+  ]
+  return line, markdown(["matrix (of a stack: its worst layer)", "expert", "rank", "energy", "relative error"], rows)
 
 
 @jax.jit
@@ -67,7 +97,7 @@ def materialise(base: Params, task_vectors: Genotype) -> Params:
 
 
 def _core_space(settings: EvolutionSettings, basis: CoreBasis) -> Space:
-  rank = max(rank for ranks in basis.ranks if ranks is not None for rank in ranks)
+  rank = max((rank for ranks in basis.ranks if ranks is not None for rank in ranks), default=1)
   return Space(
     initial=basis.experts,
     models=_models(settings, basis),

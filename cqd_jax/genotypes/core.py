@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cqd_jax.checks import check_float_leaves, check_population
+from cqd_jax.checks import check_float_leaves, check_key, check_population
 from cqd_jax.genotypes.factors import METHODS, relative_error, truncate, truncate_by_energy
 from cqd_jax.low_rank import LowRank, LowRankUpdate, after
 from cqd_jax.trees import Path, as_arrays, is_matrix, leaf_path
@@ -30,6 +30,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 class Fit(NamedTuple):
   """How well the core space holds an expert's task vector of one kernel (of a stack: of its worst layer).
+
+  What rounding the bases to the base's dtype, and cores to theirs, costs is not counted.
 
   Attributes:
     path: of the kernel, as "layers/mlp/up/kernel".
@@ -50,7 +52,8 @@ class CoreBasis(flax.struct.PyTreeNode):
   """A base model, bases of what its experts learnt, and the experts in them; made by `from_experts`.
 
   A genotype has the structure of the params: `[..., a, b]` cores in the place of matrices, and the difference to the
-  base in that of vectors. It is an ordinary individual of `cqd_jax.operators`.
+  base in that of vectors. It is an ordinary individual of `cqd_jax.operators`, and of this basis alone: keep the basis
+  with what is kept of genotypes. A dense task vector becomes one by `encode`.
 
   Attributes:
     base: params of the base model.
@@ -101,11 +104,14 @@ class CoreBasis(flax.struct.PyTreeNode):
 
     Raises:
       ValueError: naming the argument: no expert, a leaf whose structure or shape is not that of `base`, values that are
-        not finite, both `rank` and `energy`, a rank below 1 or for a path that is no matrix.
+        not finite (or are not in `dtype`), both `rank` and `energy`, a rank below 1 or for a path that is no matrix;
+        an `energy` while tracing, since ranks become shapes.
     """
     check_float_leaves(base, "base")
     if not jnp.issubdtype(dtype, jnp.floating):
       raise ValueError(f"dtype: expected a float dtype, got {jnp.dtype(dtype)}")
+    if key is not None:
+      check_key(key)
     base = as_arrays(base)
     structure: Any = jax.tree.structure(base)
     named = [(leaf_path(path), leaf) for path, leaf in jax.tree.leaves_with_path(base)]
@@ -114,13 +120,15 @@ class CoreBasis(flax.struct.PyTreeNode):
     rows: list[_Leaf] = []
     for (path, leaf), updates in zip(named, _by_leaf(task_vectors, structure), strict=True):
       name = "/".join(path)
-      given = [_check_update(update, leaf, f"task_vectors[{k}] at {name}") for k, update in enumerate(updates)]
+      given = [_check_update(update, path, leaf, f"task_vectors[{k}] at {name}") for k, update in enumerate(updates)]
       if is_matrix(path, leaf):
         truncated = functools.partial(_truncate, rank=wanted[name], energy=energy, method=method, key=key)
         rows.append(_hold_matrix(leaf, [_factor(update, leaf, truncated) for update in given], dtype))
       else:
         zero = jnp.zeros_like(leaf, dtype)
         rows.append(_Leaf(jnp.stack([zero if update is None else update.astype(dtype) for update in given])))
+      if not _is_finite(rows[-1].experts):
+        raise ValueError(f"task_vectors at {name}: too large for the dtype {jnp.dtype(dtype)} of genotypes")
     experts, left, right, errors = (
       jax.tree.unflatten(structure, list(column)) for column in zip(*(row[:4] for row in rows), strict=True)
     )
@@ -138,21 +146,22 @@ class CoreBasis(flax.struct.PyTreeNode):
       task_vector: float leaves `[...]` in the structure of the base; a population comes from `jax.vmap`.
 
     Raises:
-      ValueError: if the structure is another.
+      ValueError: if the structure or a shape is another.
     """
+    leaves = self._flatten(task_vector, "task_vector")
+    self._check_shapes(leaves, self.base, "task_vector")
 
     def encode(leaf: jax.Array, left: jax.Array | None, right: jax.Array | None, like: jax.Array) -> jax.Array:
       if left is None or right is None:
         return leaf.astype(like.dtype)
       product = functools.partial(jnp.matmul, precision=HIGHEST)
-      wide = leaf.astype(jnp.float32)
-      return product(product(_wide(left).mT, wide), _wide(right)).astype(like.dtype)
+      return product(product(_wide(left).mT, _wide(leaf)), _wide(right)).astype(like.dtype)
 
-    return self._map(encode, self._flatten(task_vector, "task_vector"), self.experts)
+    return self._map(encode, leaves, self.experts)
 
   def task_vector(self, genotype: Genotype) -> Params:
     """The dense task vector of an individual: leaves `[...]` in the dtypes of the base, computed in float32."""
-    return self._map(_write_out, self._flatten(genotype, "genotype"), self.base)
+    return self._map(_write_out, self._genotype(genotype), self.base)
 
   def materialise(self, genotype: Genotype) -> Params:
     """The params of an individual: base plus task vector, computed in float32, rounded to the base's dtypes once.
@@ -166,7 +175,7 @@ class CoreBasis(flax.struct.PyTreeNode):
     """The paths and leaves of `materialise` one by one, for a model that is written and not kept."""
     parts = zip(
       jax.tree.leaves_with_path(self.base),
-      self._flatten(genotype, "genotype"),
+      self._genotype(genotype),
       self._flatten(self.left, "left"),
       self._flatten(self.right, "right"),
       strict=True,
@@ -191,7 +200,7 @@ class CoreBasis(flax.struct.PyTreeNode):
         return (wide + own).astype(leaf.dtype)
       return LowRankUpdate(leaf, left, own, right)
 
-    return self._map(join, self._flatten(genotypes, "genotypes"), self.base)
+    return self._map(join, self._genotype(genotypes), self.base)
 
   def fits(self) -> list[Fit]:
     """How well each expert's task vector is held, kernel by kernel; on the host."""
@@ -210,6 +219,24 @@ class CoreBasis(flax.struct.PyTreeNode):
     structure: Any = jax.tree.structure(self.base)
     columns = (structure.flatten_up_to(tree) for tree in (self.left, self.right, rest))
     return jax.tree.unflatten(structure, [function(*each) for each in zip(leaves, *columns, strict=True)])
+
+  def _genotype(self, genotype: Genotype) -> list[Any]:
+    """The leaves of one individual, or of a population; raises unless they are of this basis, as far as shapes tell."""
+    leaves = self._flatten(genotype, "genotype")
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.experts)
+    self._check_shapes(leaves, like, "genotype")
+    return leaves
+
+  def _check_shapes(self, leaves: list[Any], like: Params, name: str) -> None:
+    """Raises unless each leaf has the shape of that of `like`, or that behind a population axis."""
+    expected = self._flatten(like, name)
+    for (path, _), leaf, own in zip(jax.tree.leaves_with_path(self.base), leaves, expected, strict=True):
+      shape = np.shape(leaf)
+      if shape[len(shape) - own.ndim :] != own.shape or not own.ndim <= len(shape) <= own.ndim + 1:
+        raise ValueError(
+          f"{name} at {'/'.join(leaf_path(path))}: expected shape {own.shape}, got {shape} (`encode` makes a genotype "
+          "of a dense task vector)"
+        )
 
   def _flatten(self, tree: Params, name: str) -> list[Any]:
     return _flatten(tree, jax.tree.structure(self.base), name)
@@ -234,7 +261,12 @@ def _hold_matrix(leaf: jax.Array, factored: Sequence[tuple[LowRank, jax.Array]],
 
 
 def _wide(leaf: jax.Array) -> jax.Array:
-  return leaf.astype(jnp.float32)
+  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _is_finite(array: jax.Array) -> bool:
+  """Whether an array is finite, or traced."""
+  return isinstance(array, jax.core.Tracer) or bool(jnp.isfinite(array).all())
 
 
 def _write_out(core: jax.Array, left: jax.Array | None, right: jax.Array | None, like: jax.Array) -> jax.Array:
@@ -276,6 +308,8 @@ def _truncate(
   matrix: jax.Array, *, rank: int | None, energy: float | None, method: str, key: PRNGKey | None
 ) -> LowRank:
   if energy is not None:
+    if isinstance(matrix, jax.core.Tracer):
+      raise ValueError("energy: expected a rank while tracing, since ranks become shapes")
     return truncate_by_energy(matrix, energy, method=method, key=key)
   return truncate(matrix, min(matrix.shape[-2:]) if rank is None else rank, method=method, key=key)
 
@@ -294,7 +328,8 @@ def _factor(update: Any, leaf: jax.Array, truncated: Any) -> tuple[LowRank, jax.
 
 def _by_leaf(task_vectors: Any, structure: Any) -> list[tuple[Any, ...]]:
   """For each leaf of the base the K experts' updates of it."""
-  if isinstance(task_vectors, list | tuple):
+  stacked = jax.tree.structure(task_vectors) == structure
+  if isinstance(task_vectors, list | tuple) and not stacked:
     if not task_vectors:
       raise ValueError("task_vectors: expected at least one expert, got none")
     experts = [_flatten(expert, structure, f"task_vectors[{index}]") for index, expert in enumerate(task_vectors)]
@@ -310,17 +345,18 @@ def _flatten(tree: Params, structure: Any, name: str) -> list[Any]:
   try:
     leaves: list[Any] = structure.flatten_up_to(tree)
   except (TypeError, ValueError) as error:
-    raise ValueError(f"{name}: expected the structure of the base's params ({error})") from error
+    reason = str(error).split("[[")[0][:200]  # not the arrays
+    raise ValueError(f"{name}: expected the structure of the base's params ({reason})") from error
   return leaves
 
 
-def _check_update(update: Any, leaf: jax.Array, name: str) -> Any:
+def _check_update(update: Any, path: Path, leaf: jax.Array, name: str) -> Any:
   """An expert's update as arrays; raises unless it is finite and of the shape of `leaf`."""
   if update is None:
     return None
   if isinstance(update, LowRank):
     b, a = map(jnp.asarray, update)
-    if b.ndim != leaf.ndim or a.ndim != leaf.ndim or leaf.ndim < 2:
+    if b.ndim != leaf.ndim or a.ndim != leaf.ndim or not is_matrix(path, leaf):
       raise ValueError(f"{name}: expected factors of a matrix of shape {leaf.shape}, got {b.shape} and {a.shape}")
     if (*b.shape[:-1], a.shape[-1]) != leaf.shape or a.shape[:-2] != leaf.shape[:-2] or b.shape[-1] != a.shape[-2]:
       raise ValueError(f"{name}: expected factors [m, r] and [r, n] of shape {leaf.shape}, got {b.shape}, {a.shape}")
@@ -332,7 +368,7 @@ def _check_update(update: Any, leaf: jax.Array, name: str) -> Any:
   for array in jax.tree.leaves(update):
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(f"{name}: expected floats, got {array.dtype}")
-    if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+    if not _is_finite(array):
       raise ValueError(f"{name}: holds NaN or infinite values")
   return update
 
@@ -348,7 +384,11 @@ def _check_ranks(
   if energy is not None and not (math.isfinite(energy) and 0 < energy <= 1):
     raise ValueError(f"energy: expected a share in (0, 1], got {energy}")
   given: Mapping[str, int] = rank if isinstance(rank, Mapping) else {} if rank is None else {"*": rank}
+  if isinstance(rank, Mapping) and not rank:
+    raise ValueError("rank: expected a rank by path, got none")
   for name, value in given.items():
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+      raise ValueError(f"rank: expected an integer, got {value!r} for {name}")
     if value < 1:
       raise ValueError(f"rank: expected at least 1, got {value} for {name}")
     if name != "*" and name not in shortest:

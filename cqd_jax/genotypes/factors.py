@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from cqd_jax.low_rank import LowRank, MatrixSVD
 from cqd_jax.types import PRNGKey
@@ -30,13 +31,13 @@ def truncate(matrix: jax.Array, rank: int, *, method: str = "auto", key: PRNGKey
     float32 factors.
   """
   *stack, rows, columns = matrix.shape
+  wide = matrix.astype(jnp.float32)
   if rank >= min(rows, columns):  # nothing to leave out
-    wide = matrix.astype(jnp.float32)
     identity = jnp.broadcast_to(jnp.eye(min(rows, columns)), (*stack, *(min(rows, columns),) * 2))
     return LowRank(identity, wide) if rows < columns else LowRank(wide, identity)
   if method == "randomised" or (method == "auto" and pays_to_sample(matrix.shape, rank)):
-    return randomised_svd(_default(key), matrix, rank=rank).balanced()
-  return exact_svd(matrix).first(rank).balanced()
+    return _balance(randomised_svd(_default(key), wide, rank=rank))
+  return _balance(exact_svd(wide).first(rank))
 
 
 def truncate_by_energy(
@@ -47,17 +48,20 @@ def truncate_by_energy(
   On the host, since the rank becomes a shape. Arguments and result as of `truncate`; `energy` in (0, 1].
   """
   shortest = min(matrix.shape[-2:])
+  largest = jnp.abs(matrix).max(initial=0.0).astype(jnp.float32)
+  scale = jnp.where(largest > 0, largest, 1.0)  # or squares could be too small, or too large, for float32
+  matrix = matrix.astype(jnp.float32) / scale
   total = _energy(matrix)
   rank = 32
   while method != "exact" and (method == "randomised" or pays_to_sample(matrix.shape, rank)):
     svd = randomised_svd(_default(key), matrix, rank=min(rank, shortest))
     if (needed := _least_rank(svd.s, total, energy)) is not None:
-      return svd.first(needed).balanced()
+      return _balance(svd.first(needed), scale)
     if rank >= shortest:
       break
     rank *= 2
   svd = exact_svd(matrix)
-  return svd.first(_least_rank(svd.s, total, energy) or shortest).balanced()
+  return _balance(svd.first(_least_rank(svd.s, total, energy) or shortest), scale)
 
 
 def pays_to_sample(shape: tuple[int, ...], rank: int) -> bool:
@@ -101,9 +105,20 @@ def relative_error(matrix: jax.Array, factors: LowRank) -> jax.Array:
   wide = matrix.astype(jnp.float32)
   rest = wide - jnp.matmul(*factors, precision=jax.lax.Precision.HIGHEST)
   # Scaled before it is squared: a task vector may be too small for squares in float32.
-  scale = jnp.maximum(jnp.abs(wide).max((-2, -1), keepdims=True), jnp.finfo(jnp.float32).tiny)
+  scale = jnp.maximum(jnp.abs(wide).max((-2, -1), keepdims=True, initial=0.0), jnp.finfo(jnp.float32).tiny)
   size = jnp.linalg.norm(wide / scale, axis=(-2, -1))
   return jnp.where(size > 0, jnp.linalg.norm(rest / scale, axis=(-2, -1)) / jnp.where(size > 0, size, 1.0), 0.0)
+
+
+def _balance(svd: MatrixSVD, scale: ArrayLike = 1.0) -> LowRank:
+  """Two factors, without what is rounding alone.
+
+  Beyond the rank of a matrix its singular vectors are noise: in a basis they would be directions that another machine
+  does not find again, and that other experts' cores would nonetheless be written in.
+  """
+  most = svd.s.max(axis=-1, keepdims=True, initial=0.0)
+  noise = 8 * jnp.finfo(jnp.float32).eps * most
+  return svd._replace(s=jnp.where(svd.s > noise, scale * svd.s, 0.0)).balanced()
 
 
 def _energy(matrix: jax.Array) -> np.ndarray:

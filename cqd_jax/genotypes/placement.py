@@ -11,6 +11,9 @@ genotypes are small and every device has those that it needs:
 
 No program of ask or tell has the base among its arguments. On several hosts every process runs the same lines, after
 `jax.distributed.initialize`.
+
+(To try it on a CPU, give XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false":
+without the second, products and collectives of virtual devices can wait for one another for ever on few cores.)
 """
 
 from collections.abc import Collection, Sequence

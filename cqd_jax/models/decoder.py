@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cqd_jax.low_rank import matmul, take_rows
+from cqd_jax.low_rank import LowRankUpdate, matmul, take_rows
 from cqd_jax.models.config import DecoderConfig, RopeScaling
 from cqd_jax.types import Params, PRNGKey
 
@@ -259,10 +259,20 @@ def unstack_layers(params: Params) -> Params:
 
   Decoding takes the stacked layers apart at every call, at the price of a copy of them; these it takes as they are. The
   programs are larger, and take longer to compile.
+
+  Raises:
+    ValueError: for a population of a shared base, whose cores do not begin with the layers: unstack the base before
+      `CoreBasis.from_experts` instead.
   """
   layers = params["layers"]
   if is_unstacked(layers):
     return params
+  for node in jax.tree.leaves(layers, is_leaf=lambda node: isinstance(node, LowRankUpdate)):
+    if isinstance(node, LowRankUpdate) and node.core.ndim != node.kernel.ndim:
+      raise ValueError(
+        "params: expected one individual, got a population that shares a base; unstack the base before its experts "
+        "are put into core space"
+      )
   depth = jax.tree.leaves(layers)[0].shape[0]
   return {**params, "layers": [jax.tree.map(operator.itemgetter(layer), layers) for layer in range(depth)]}
 

@@ -162,7 +162,7 @@ def _draw(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
   """Uniform numbers in [0, 1), float32 `[..., r]`.
 
   The i-th does not depend on r, so that a matrix and its core, whose singular values are the same but for zeros, draw
-  the same.
+  the same (from keys of JAX's default kind; batched "rbg" keys draw as the whole batch goes).
   """
   *stack, rank = shape
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rank))

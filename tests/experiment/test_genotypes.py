@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,10 +25,11 @@ from cqd_jax.io.model_folder import load_model
 # Experts this small may all fail one task; the grid says so.
 pytestmark = pytest.mark.filterwarnings("ignore:task .* all experts score 0")
 CONSOLE = Console(quiet=True)
+# Virtual devices share the threads of one pool: where products wait for others' threads, collectives can take them all.
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 KINDS = {
   "dense": {},
   "core": {"genotype": "core", "rank": 0},
-  "shared": {"genotype": "core", "rank": 0, "share_base": True},
   "truncated": {"genotype": "core", "rank": 3, "mutation": "svd", "mutation_size": 2.0},
   "coefficients": {"genotype": "coefficients", "rank": 0, "coefficient_starts": (0.5,)},
 }
@@ -44,7 +46,6 @@ def runs(tmp_path_factory):
       settings = tiny_settings(
         folder,
         name=name,
-        candidates_per_batch=3 if name == "shared" else 1,
         evolution=dataclasses.replace(tiny_settings(folder).evolution, **changes),
         baselines=BaselineSettings(scales=(), random_search=False, cma_es_model=False, cma_es_kernel=False),
       )
@@ -57,19 +58,18 @@ def people(run_dir):
 
 
 @needs_sandbox
-@pytest.mark.parametrize("kind", ["core", "shared"])
-def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs, kind):
-  dense, core = people(runs["dense"]), people(runs[kind])
+def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs):
+  dense, core = people(runs["dense"]), people(runs["core"])
   np.testing.assert_array_equal(core.parents, dense.parents)
   np.testing.assert_array_equal(core.taken, dense.taken)
   np.testing.assert_array_equal(core.scores, dense.scores)
   assert core.mutation == dense.mutation
   for ours, theirs in zip(core.weights[3:], dense.weights[3:], strict=True):
     np.testing.assert_array_equal(ours, theirs)
-  rows, expected = (json.loads((runs[name] / "scores.json").read_text())["test"] for name in (kind, "dense"))
+  rows, expected = (json.loads((runs[name] / "scores.json").read_text())["test"] for name in ("core", "dense"))
   assert rows == expected
   for model in ("best", "aggregate"):
-    params, reference = (load_model(runs[name] / "models" / model)[0] for name in (kind, "dense"))
+    params, reference = (load_model(runs[name] / "models" / model)[0] for name in ("core", "dense"))
     for path in (("layers", "mlp", "up", "kernel"), ("embed", "embedding"), ("final_norm", "scale")):
       ours, theirs = params, reference
       for part in path:
@@ -79,17 +79,18 @@ def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs, kind):
 
 @needs_sandbox
 def test_a_mesh_of_devices_evolves_as_one_device_does(runs, tmp_path):
-  """The command itself, on 6 virtual devices: 3 for the population, 2 for the base's weights."""
-  begun = open_run(runs["shared"]).settings
-  environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=6"}
-  options = ["--mesh.population", "3", "--mesh.model", "2", "--run-dir", str(tmp_path / "run")]
+  """The command itself, on 2 virtual devices, each with half of the weights of the base that all candidates share."""
+  begun = open_run(runs["core"]).settings
+  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {ONE_THREAD}"}
+  options = ["--mesh.model", "2", "--candidates-per-batch", "3", "--evolution.share-base"]
+  options += ["--run-dir", str(tmp_path / "run")]
   command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(begun), *options]
   done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr
-  one, many = people(runs["shared"]), people(tmp_path / "run")
+  one, many = people(runs["core"]), people(tmp_path / "run")
   np.testing.assert_array_equal(many.parents, one.parents)
   np.testing.assert_array_equal(many.scores, one.scores)
-  rows = [json.loads((folder / "scores.json").read_text())["test"] for folder in (runs["shared"], tmp_path / "run")]
+  rows = [json.loads((folder / "scores.json").read_text())["test"] for folder in (runs["core"], tmp_path / "run")]
   assert rows[0] == rows[1]
 
 
@@ -103,6 +104,9 @@ def test_a_checkpoint_of_cores_is_smaller_than_one_of_weights(runs):
 
 @needs_sandbox
 def test_truncated_experts_are_evolved_and_exported(runs):
+  table = (runs["truncated"] / "basis.md").read_text().splitlines()
+  assert len(table) == 2 + 3 * 9  # seven matrices a layer, embedding and head
+  assert table[2].startswith("| embed/embedding | coding | 3 | 0.")
   record = read_record(open_run(runs["truncated"]))
   assert record.facts["genotype"] == "core, rank 3"
   assert np.isfinite(record.individuals.scores).all()
@@ -134,7 +138,10 @@ def test_coefficients_begin_with_the_experts_and_their_sums(runs, tmp_path):
   [
     ({"evolution": EvolutionSettings(rank=-1)}, r"evolution.rank: expected at least 0, got -1"),
     ({"mesh": MeshSettings(population=3)}, r"mesh.population: expected a divisor of evolution.batch_size=4, got 3"),
-    ({"mesh": MeshSettings(model=2)}, r"mesh.model: expected 1, got 2: weights are divided only where"),
+    ({"mesh": MeshSettings(model=2)}, r"mesh.model: expected 1, got 2: weights are divided only where the base"),
+    ({"evolution": EvolutionSettings(share_base=True)}, r"evolution.share_base: dense genotypes share no base"),
+    ({"evolution": EvolutionSettings(coefficient_starts=(0.5, math.nan))}, r"coefficient_starts: expected finite"),
+    ({"evolution": EvolutionSettings(mutation_size=math.inf)}, r"evolution.mutation_size: expected finite numbers"),
     ({"mesh": MeshSettings(population=0)}, r"mesh.population: expected at least 1, got 0"),
   ],
 )

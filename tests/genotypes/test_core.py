@@ -304,6 +304,27 @@ NAN = jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), random_tree(1, lea
     ([random_tree(1) | {"blocks_1": {"kernel": jnp.ones((7, 5), jnp.int32)}}], {}, "expected floats, got int32"),
     (NAN, {}, "holds NaN or infinite values"),
     (random_tree(1, lead=(2,)), {"rank": 0}, "rank: expected at least 1, got 0"),
+    (random_tree(1, lead=(2,)), {"rank": True}, "rank: expected an integer, got True"),
+    (random_tree(1, lead=(2,)), {"rank": {}}, "rank: expected a rank by path, got none"),
+    (random_tree(1, lead=(2,)), {"rank": 2, "key": jnp.zeros(2)}, "key: expected a key"),
+    (
+      jax.tree.map(lambda leaf: leaf * 1e6, random_tree(1, lead=(2,))),
+      {"dtype": jnp.float16},
+      "too large for the dtype",
+    ),
+    (
+      [
+        random_tree(1)
+        | {
+          "layers": {
+            **random_tree(1)["layers"],
+            "up": {"kernel": None, "bias": LowRank(jnp.ones((3, 1)), jnp.ones((1, 9)))},
+          }
+        }
+      ],
+      {},
+      "layers/up/bias: expected factors of a matrix",
+    ),
     (random_tree(1, lead=(2,)), {"rank": {"norm/scale": 2, "*": 1}}, "'norm/scale' is no matrix"),
     (random_tree(1, lead=(2,)), {"rank": {"blocks_1/kernel": 2}}, "rank: misses 'embed/embedding'"),
     (random_tree(1, lead=(2,)), {"rank": 2, "energy": 0.5}, "energy: expected None beside a rank"),
@@ -316,6 +337,44 @@ NAN = jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), random_tree(1, lea
 def test_bad_input_is_named(experts, options, message):
   with pytest.raises(ValueError, match=message):
     CoreBasis.from_experts(random_tree(0), experts, **options)
+
+
+def test_a_leaf_of_another_shape_is_named():
+  basis = make_basis()
+  dense = basis.task_vector(pick(basis.experts, 0))
+  for method in (basis.task_vector, basis.materialise, basis.apply):
+    with pytest.raises(ValueError, match=r"genotype at blocks_1/kernel: expected shape \(6, 5\), got \(7, 5\)"):
+      method(dense)
+  with pytest.raises(ValueError, match=r"task_vector at embed/embedding: expected shape \(11, 6\)"):
+    basis.encode(pick(basis.experts, 0))
+
+
+def test_a_base_that_is_a_list_takes_stacked_experts_and_listed_ones():
+  base, experts = [random_tree(0)], [random_tree(1, lead=(2,))]
+  stacked = CoreBasis.from_experts(base, experts, rank=2)
+  listed = CoreBasis.from_experts(base, [pick(experts, index) for index in range(2)], rank=2)
+  jax.tree.map(np.testing.assert_array_equal, stacked, listed)
+
+
+def test_surplus_rank_is_no_noise_in_the_basis():
+  """Beyond the experts' own rank nothing is found, or the cores would be written in directions that are rounding."""
+  base = random_tree(0)
+  experts = [jax.tree.map(jnp.asarray, dense_float64(each)) for each in low_rank_experts(1, (1, 1))]
+  experts = jax.tree.map(lambda *leaves: jnp.stack(leaves).astype(jnp.float32), *experts)
+  noisy = jax.tree.map(lambda leaf: leaf * (1 + 2**-23), experts)
+  usual, other = (CoreBasis.from_experts(base, each, rank=4) for each in (experts, noisy))
+  for index in range(2):
+    through_other = other.task_vector(pick(usual.experts, index))
+    assert relative_distance(through_other, pick(experts, index)) < 1e-5
+
+
+def test_float64_stays_float64():
+  with jax.enable_x64(True):
+    base = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) / 3, random_tree(0))
+    basis = CoreBasis.from_experts(base, low_rank_experts(1, (2, 1)))
+    zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), basis.experts)
+    jax.tree.map(np.testing.assert_array_equal, basis.materialise(zero), base)
+    np.testing.assert_array_equal(basis.apply(zero)["norm"]["scale"], base["norm"]["scale"])
 
 
 def test_a_genotype_of_another_structure_is_refused():

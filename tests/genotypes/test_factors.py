@@ -51,6 +51,15 @@ def test_the_randomised_way_finds_a_matrix_of_low_rank_exactly():
   np.testing.assert_allclose(svd.s, [3.0, 2.0, 0.5, 0, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-35, 1e25])
+def test_energy_of_very_small_and_very_large_matrices(scale):
+  values = np.array([4.0, 2.0, 1.0, 0.5, 0.25])
+  matrix = jnp.asarray(with_spectrum(3, values, 20, 10) * scale, jnp.float32)
+  found = factors.truncate_by_energy(matrix, 0.95)
+  assert found.b.shape[-1] == 3  # 21 of 21.3
+  np.testing.assert_allclose(factors.relative_error(matrix, found), np.sqrt(0.3125 / 21.3125), rtol=1e-3)
+
+
 def test_energy_is_reached_by_samples_that_grow():
   matrix = jnp.asarray(with_spectrum(2, np.ones(50), 70, 60), jnp.float32)
   found = factors.truncate_by_energy(matrix, 0.8, method="randomised")  # 40 of 50: more than the first 32

@@ -88,6 +88,12 @@ def test_a_base_that_is_unstacked_serves_a_population(group_size):
   assert unstack_layers(base) is base
 
 
+def test_a_population_of_a_shared_base_cannot_be_unstacked():
+  basis = make_basis(PLAIN)
+  with pytest.raises(ValueError, match="params: expected one individual, got a population"):
+    unstack_layers(basis.apply(make_population(basis, 2)))
+
+
 def test_a_gradient_reaches_the_core():
   basis = make_basis(PLAIN)
   genotype = jax.tree.map(lambda leaf: leaf[0], basis.experts)
