@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.low_rank import LowRank
-from cqd_jax.models import DecoderConfig, init_params
+from cqd_jax.models import DecoderConfig, init_params, unstack_layers
 from cqd_jax.tasks.skills.training import MINIATURE
 from cqd_jax.trees import is_matrix, map_with_path, num_parameters
 from cqd_jax.types import Params
@@ -66,8 +66,13 @@ class Plan:
 
 
 def shapes(plan: Plan) -> CoreBasis:
-  """The basis with shapes in the place of arrays; nothing is allocated."""
-  base = jax.eval_shape(lambda key: init_params(key, MODELS[plan.model], jnp.dtype(plan.dtype)), jax.random.key(0))
+  """The basis with shapes in the place of arrays; nothing is allocated. The base's layers are a list, so that decoding
+  needs no copy of them (`unstack_layers`)."""
+
+  def make(key: jax.Array) -> Params:
+    return unstack_layers(init_params(key, MODELS[plan.model], jnp.dtype(plan.dtype)))
+
+  base = jax.eval_shape(make, jax.random.key(0))
 
   def update(path: tuple[str, ...], leaf: Any) -> LowRank | None:
     if not is_matrix(path, leaf) or (path[0] != "layers" and not plan.embeddings):
@@ -87,8 +92,8 @@ def num_bytes(plan: Plan) -> dict[str, int]:
   basis, config = shapes(plan), MODELS[plan.model]
   elite = _num_bytes(basis.experts) // plan.experts
   size = jnp.dtype(plan.dtype).itemsize
+  a_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
   tokens = plan.prompt_tokens + plan.answer_tokens
-  cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * size
   scores = 2 * 4 * config.num_heads * plan.prompt_tokens**2  # before and after the softmax, float32
   activations = size * plan.prompt_tokens * (3 * config.intermediate_size + 2 * config.hidden_size)
   rows = plan.population * plan.prompts
@@ -98,8 +103,8 @@ def num_bytes(plan: Plan) -> dict[str, int]:
     "experts in them": _num_bytes(basis.experts),
     "archives": plan.elites * elite,
     "children": plan.population * elite,
-    "KV caches": rows * cache,
-    "prefill": rows * max(scores, activations),
+    "KV caches": rows * a_token * tokens,
+    "prefill": rows * (a_token * plan.prompt_tokens + max(scores, activations)),
     "logits": 4 * rows * config.vocab_size,
   }
 
@@ -123,7 +128,7 @@ def table(plan: Plan, device_gb: float) -> Table:
     "archives": f"{plan.elites:,} elites of {_human(elite)} in float32, {_in_cores(basis):,} numbers in cores",
     "children": f"P = {plan.population}",
     "KV caches": f"P x B = {plan.population} x {plan.prompts}, {plan.prompt_tokens + plan.answer_tokens:,} tokens",
-    "prefill": "one layer's attention scores or feed-forward, whichever is more",
+    "prefill": "the prompts' cache, and one layer's attention scores or feed-forward",
     "logits": "of one token a row, float32",
   }
   for name, size in parts.items():

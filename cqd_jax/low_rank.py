@@ -129,7 +129,7 @@ def split_own(params: Params) -> tuple[Params, Params]:
     shared. `join_own` takes both.
   """
 
-  def own(node: Any) -> jax.Array:
+  def own(node: Any) -> Any:
     return node.core if isinstance(node, LowRankUpdate) else node
 
   def shared(node: Any) -> LowRankUpdate | None:

@@ -1,20 +1,45 @@
-"""The README's Python example runs as it stands, and what it names is there."""
+"""The README's Python examples run as they stand, and what it names is there."""
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
+from cqd_jax.operators import linear_merge
+
+
+@pytest.fixture
+def run(pytestconfig):
+  """Runs the example of that number; gives its names."""
+
+  def execute(number):
+    text = (pytestconfig.rootpath / "README.md").read_text(encoding="utf-8")
+    example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
+    assert len(example.strip().splitlines()) <= 30
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    return names
+
+  return execute
+
 
 @pytest.mark.usefixtures("qdax_ranks")
-def test_the_example_runs(pytestconfig, capsys):
-  text = (pytestconfig.rootpath / "README.md").read_text(encoding="utf-8")
-  (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-  names = {}
-  exec(compile(example, "README.md", "exec"), names)
+def test_the_loop_with_qdax(run, capsys):
+  names = run(0)
   assert (np.asarray(names["metrics"]["coverage"])[-1] > 3 / 225).all()  # more than the experts it began with
   assert "[" in capsys.readouterr().out
-  assert len(example.strip().splitlines()) <= 30
+
+
+def test_core_space(run, capsys):
+  names = run(1)
+  assert capsys.readouterr().out.startswith("Fit(path='embed/embedding', expert=0, rank=16, energy=0.")
+  assert names["tokens"].shape == (3, 2, 8)
+  merged = linear_merge(
+    jax.random.key(0), *(names["basis"].task_vector(names[each]) for each in ("first", "second")), std=0.1
+  )
+  expected = jax.tree.map(lambda one, other: one + other, names["base"], merged)
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), names["params"], expected)
 
 
 def test_pictures_and_files_that_it_names_exist(pytestconfig):

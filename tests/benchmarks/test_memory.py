@@ -7,8 +7,9 @@ import pytest
 from benchmarks import memory
 from benchmarks.__main__ import main
 from cqd_jax.genotypes import CoreBasis
-from cqd_jax.low_rank import LowRank
-from cqd_jax.models import init_params
+from cqd_jax.low_rank import LowRank, split_own
+from cqd_jax.models import DecoderConfig, bucket_prompts, init_params, unstack_layers
+from cqd_jax.models.decoding import _decode_population
 from cqd_jax.trees import is_matrix, map_with_path
 
 
@@ -31,13 +32,13 @@ def test_llama_3_8b_by_hand():
   assert parts["bases"] == 2 * (32 * 48 * columns + 2 * (128_256 + 4096))
   assert parts["KV caches"] == 8 * 800 * 2 * 32 * 8 * 128 * 2
   assert parts["logits"] == 8 * 128_256 * 4
-  assert parts["prefill"] == 8 * 2 * 4 * 32 * 600**2
+  assert parts["prefill"] == 8 * (2 * 4 * 32 * 600**2 + 600 * 2 * 32 * 8 * 128 * 2)
 
 
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_the_bytes_are_those_of_arrays_that_are_made(embeddings):
   plan = make_plan(model="miniature", rank=4, experts=2, dtype="float32", embeddings=embeddings)
-  base = init_params(jax.random.key(0), memory.MODELS["miniature"])
+  base = unstack_layers(init_params(jax.random.key(0), memory.MODELS["miniature"]))
 
   def update(path, leaf):
     if not is_matrix(path, leaf) or (path[0] != "layers" and not embeddings):
@@ -62,6 +63,23 @@ def test_the_command_prints_the_table(capsys):
   printed = capsys.readouterr().out
   for text in ("1 device of 80 GB", "8,030,261,248 parameters", "16.1 GB", "675 elites of 3.13 MB", "10.8 TB"):
     assert text in printed
+
+
+@pytest.mark.usefixtures("optimised")
+def test_a_compiled_decoding_needs_no_more(monkeypatch):
+  """What the compiler sets aside for caches, prefill and logits, of a small model with long prompts."""
+  config = DecoderConfig(64, 32, 64, 3, 4, 2, 16)
+  monkeypatch.setitem(memory.MODELS, "small", config)
+  plan = make_plan(model="small", population=8, prompts=4, prompt_tokens=96, answer_tokens=32, dtype="float32")
+  parts = memory.num_bytes(plan)
+  basis = memory.shapes(plan)
+  own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((8, *leaf.shape[1:]), leaf.dtype), basis.experts)
+  shared = split_own(jax.eval_shape(CoreBasis.apply, basis, own))[1]
+  buckets = bucket_prompts([[1] * 96] * 4, num_buckets=1)
+  program = _decode_population.lower(own, shared, config, buckets, 32, jnp.zeros(1, jnp.int32), jnp.int32(0), 8)
+  needed = program.compile().memory_analysis().temp_size_in_bytes
+  counted = parts["KV caches"] + parts["prefill"] + parts["logits"]
+  assert 0.5 * counted < needed < 1.5 * counted
 
 
 @pytest.mark.parametrize("arguments", [["--rank", "0"], ["--model", "gpt"], ["--device-gb", "0"], ["--elites", "x"]])
