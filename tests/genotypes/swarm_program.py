@@ -77,6 +77,19 @@ def gathers(compiled):
   return re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", compiled.as_text())
 
 
+def inspect(moment, basis, ask, rate, tell):
+  """Some more children, and what each of the three programs gathers."""
+  repertoire, state, key = moment
+  children, info = ask(repertoire, state, key)
+  scores = jnp.full((CHILDREN, 3), 0.5)
+  programs = {
+    "ask": ask.lower(repertoire, state, key),
+    "score": rate.lower(basis, children),
+    "tell": tell.lower(genotypes=children, scores=scores, repertoire=repertoire, emitter_state=state, extra_info=info),
+  }
+  return children, {name: gathers(program.compile()) for name, program in programs.items()}
+
+
 def main():
   if ARGUMENTS.processes > 1:
     jax.distributed.initialize(f"localhost:{ARGUMENTS.port}", ARGUMENTS.processes, ARGUMENTS.process)
@@ -130,18 +143,9 @@ def main():
       again, _ = iterate(again)
   prints = [np.asarray(fingerprint(each)) for each in (moment, again)]
 
-  repertoire, state, key = moment
-  children, info = ask(repertoire, state, key)
-  programs = {
-    "ask": ask.lower(repertoire, state, key),
-    "score": rate.lower(basis, children),
-    "tell": tell.lower(
-      genotypes=children, scores=first_scores[:CHILDREN].repeat(2, axis=0)[:CHILDREN], repertoire=repertoire,
-      emitter_state=state, extra_info=info,
-    ),
-  }  # fmt: skip
+  children, all_gathers = inspect(moment, basis, ask, rate, tell)
   facts = {
-    "gathers": {name: gathers(program.compile()) for name, program in programs.items()},
+    "gathers": all_gathers,
     "resumed_the_same": bool(np.array_equal(*prints)),
     "compilations": counts,
     "shards": {
@@ -152,7 +156,7 @@ def main():
   }
   if ARGUMENTS.process == 0:
     (ARGUMENTS.out / "facts.json").write_text(json.dumps(facts))
-    leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(repertoire))}
+    leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(moment[0]))}
     np.savez(ARGUMENTS.out / "result.npz", tokens=np.stack(said), **leaves)
 
 
