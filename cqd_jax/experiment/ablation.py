@@ -87,15 +87,15 @@ def _run_methods(
   """The rows of the methods of one run directory, run or read."""
   files = _open_or_create(settings)
   with locked(files.path), History(files.history, suite.validation.task_names) as history:
-    if files.finished:
-      done: list[dict[str, Any]] = read_json(files.scores)["test"]
-      return done
-    console.print(f"seed {settings.seed}, {name}", highlight=False)
-    lab = Lab(settings, console, *models, suite, history, interrupt)
-    rows = [dataclasses.asdict(row) for row in score_on_test(lab, make_methods(lab, files))]
-    Checkpoints(files.path / "checkpoints").prune(keep=0)
-    write_json(files.scores, {"tasks": lab.task_names, "seed": settings.seed, "test": rows})
-  return rows
+    if not files.finished:
+      console.print(f"seed {settings.seed}, {name}", highlight=False)
+      lab = Lab(settings, console, *models, suite, history, interrupt)
+      rows = [dataclasses.asdict(row) for row in score_on_test(lab, make_methods(lab, files))]
+      Checkpoints(files.path / "checkpoints").prune(keep=0)
+      write_json(files.scores, {"tasks": lab.task_names, "seed": settings.seed, "test": rows})
+  # As read, also what was just written: JSON makes texts of the numbers that are keys.
+  done: list[dict[str, Any]] = read_json(files.scores)["test"]
+  return done
 
 
 def _evolved_methods(lab: Lab, files: RunFiles) -> list[Method]:
