@@ -233,10 +233,8 @@ class CoreBasis(flax.struct.PyTreeNode):
     for (path, _), leaf, own in zip(jax.tree.leaves_with_path(self.base), leaves, expected, strict=True):
       shape = np.shape(leaf)
       if shape[len(shape) - own.ndim :] != own.shape or not own.ndim <= len(shape) <= own.ndim + 1:
-        raise ValueError(
-          f"{name} at {'/'.join(leaf_path(path))}: expected shape {own.shape}, got {shape} (`encode` makes a genotype "
-          "of a dense task vector)"
-        )
+        advice = " (`encode` makes a genotype of a dense task vector)" if name == "genotype" else ""
+        raise ValueError(f"{name} at {'/'.join(leaf_path(path))}: expected shape {own.shape}, got {shape}{advice}")
 
   def _flatten(self, tree: Params, name: str) -> list[Any]:
     return _flatten(tree, jax.tree.structure(self.base), name)
