@@ -64,6 +64,11 @@ def as_arrays(tree: Params) -> Params:
   return jax.tree.map(jnp.asarray, tree)
 
 
+def widen(leaf: jax.Array) -> jax.Array:
+  """A leaf in the dtype of the arithmetic: float32, or its own where that is wider."""
+  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def leaf_keys(key: PRNGKey, tree: Params) -> Params:
   """One subkey a leaf, in the structure of `tree`; `key` is consumed."""
   leaves, structure = jax.tree.flatten(tree)

@@ -22,7 +22,7 @@ import numpy as np
 from cqd_jax.checks import check_float_leaves, check_key, check_population
 from cqd_jax.genotypes.factors import METHODS, relative_error, truncate, truncate_by_energy
 from cqd_jax.low_rank import LowRank, LowRankUpdate, after
-from cqd_jax.trees import Path, as_arrays, is_matrix, leaf_path
+from cqd_jax.trees import Path, as_arrays, is_matrix, leaf_path, widen
 from cqd_jax.types import Genotype, Params, PRNGKey
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -155,7 +155,7 @@ class CoreBasis(flax.struct.PyTreeNode):
       if left is None or right is None:
         return leaf.astype(like.dtype)
       product = functools.partial(jnp.matmul, precision=HIGHEST)
-      return product(product(_wide(left).mT, _wide(leaf)), _wide(right)).astype(like.dtype)
+      return product(product(widen(left).mT, widen(leaf)), widen(right)).astype(like.dtype)
 
     return self._map(encode, leaves, self.experts)
 
@@ -196,7 +196,7 @@ class CoreBasis(flax.struct.PyTreeNode):
 
     def join(own: jax.Array, left: jax.Array | None, right: jax.Array | None, leaf: jax.Array) -> Any:
       if left is None or right is None:
-        wide = _wide(leaf).reshape((1,) * (own.ndim - leaf.ndim) + leaf.shape)
+        wide = widen(leaf).reshape((1,) * (own.ndim - leaf.ndim) + leaf.shape)
         return (wide + own).astype(leaf.dtype)
       return LowRankUpdate(leaf, left, own, right)
 
@@ -258,10 +258,6 @@ def _hold_matrix(leaf: jax.Array, factored: Sequence[tuple[LowRank, jax.Array]],
   return _Leaf(cores, left, right, errors, tuple(factors.a.shape[-2] for factors, _ in factored))
 
 
-def _wide(leaf: jax.Array) -> jax.Array:
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-
 def _is_finite(array: jax.Array) -> bool:
   """Whether an array is finite, or traced."""
   return isinstance(array, jax.core.Tracer) or bool(jnp.isfinite(array).all())
@@ -272,12 +268,12 @@ def _write_out(core: jax.Array, left: jax.Array | None, right: jax.Array | None,
   if left is None or right is None:
     return core.astype(like.dtype)
   product = functools.partial(jnp.matmul, precision=HIGHEST)
-  return product(product(_wide(left), _wide(core)), _wide(right).mT).astype(like.dtype)
+  return product(product(widen(left), widen(core)), widen(right).mT).astype(like.dtype)
 
 
 @jax.jit
 def _add(leaf: jax.Array, own: jax.Array, left: jax.Array | None, right: jax.Array | None) -> jax.Array:
-  wide = _wide(leaf)
+  wide = widen(leaf)
   return (wide + _write_out(own, left, right, wide)).astype(leaf.dtype)
 
 
@@ -289,7 +285,7 @@ def _bases(factors: tuple[LowRank, ...], dtype: Any) -> tuple[jax.Array, jax.Arr
   use, and have zeros in all cores.
   """
   columns, rows = (
-    jnp.concatenate([_wide(part) for part in parts], axis=-1)
+    jnp.concatenate([widen(part) for part in parts], axis=-1)
     for parts in ([one.b for one in factors], [one.a.mT for one in factors])
   )
   if not columns.shape[-1]:  # nobody changed these matrices; a basis of one vector spares all others empty arrays

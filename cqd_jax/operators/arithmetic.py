@@ -1,16 +1,10 @@
-"""What the operators share: the dtype they compute in, and the check of their settings."""
+"""What the operators share: the check of their settings."""
 
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-
-
-def widen(leaf: jax.Array) -> jax.Array:
-  """A leaf in the dtype of the arithmetic: float32, or its own where that is wider."""
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def check_setting(name: str, value: ArrayLike, *, low: float = -math.inf) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key, check_same_tree
-from cqd_jax.operators.arithmetic import check_setting, widen
-from cqd_jax.trees import Path, as_arrays, is_stacked, layer_name, map_with_path, stack_path
+from cqd_jax.operators.arithmetic import check_setting
+from cqd_jax.trees import Path, as_arrays, is_stacked, layer_name, map_with_path, stack_path, widen
 from cqd_jax.types import Params, PRNGKey
 
 GRANULARITIES = ("model", "layer", "kernel")

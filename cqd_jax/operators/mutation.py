@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key
 from cqd_jax.low_rank import MatrixSVD, after
-from cqd_jax.operators.arithmetic import check_setting, widen
-from cqd_jax.trees import as_arrays, is_matrix, leaf_keys, map_with_path
+from cqd_jax.operators.arithmetic import check_setting
+from cqd_jax.trees import as_arrays, is_matrix, leaf_keys, map_with_path, widen
 from cqd_jax.types import Params, PRNGKey
 
 

@@ -7,8 +7,8 @@ import jax
 from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_same_tree
-from cqd_jax.operators.arithmetic import check_setting, widen
-from cqd_jax.trees import as_arrays
+from cqd_jax.operators.arithmetic import check_setting
+from cqd_jax.trees import as_arrays, widen
 from cqd_jax.types import Params
 
 
