@@ -1,5 +1,7 @@
 """Strictness for the whole suite: warnings are errors, ranks never promote, shapes are checked as code runs."""
 
+import gc
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -24,3 +26,10 @@ def optimised():
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def collected():
+  """What a test has abandoned complains while that test runs, and not whenever it happens to be collected."""
+  yield
+  gc.collect()

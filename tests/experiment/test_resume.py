@@ -124,6 +124,7 @@ def test_it_goes_on_without_asking_a_question_twice(copy, reference, monkeypatch
   assert len(facts["sessions"]) == 2
 
 
+@pytest.mark.usefixtures("collected")
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(copy, reference):
   for file in (copy / "checkpoints" / "3").rglob("*"):
     if file.is_file() and file.stat().st_size > 100:

@@ -11,8 +11,13 @@ import pytest
 from cqd_jax.archive import CyclingRepertoire, Grid
 from cqd_jax.io.checkpoint import Checkpoints, DamagedCheckpoint
 
+
 # TensorStore calls back into a reading that Orbax has given up because of an error: nobody's fault here.
-gives_up = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+quiet = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def gives_up(test):
+  return quiet(pytest.mark.usefixtures("collected")(test))
 
 
 def state_of(seed):
