@@ -81,40 +81,50 @@ def place_basis(basis: CoreBasis, mesh: Mesh, *, row_parallel: Collection[str] =
 def basis_shardings(basis: CoreBasis, mesh: Mesh, *, row_parallel: Collection[str] = ROW_PARALLEL) -> CoreBasis:
   """The sharding of each array of a basis, in its structure (of shapes too, before anything is loaded).
 
-  A matrix [m, n] is cut along its columns, or along its rows where a name in its path is in `row_parallel`; along the
-  other axis where its size is no multiple of the mesh's, or not at all. The basis that belongs to the axis is cut with
-  it, the other is on every device.
+  The base is cut as `param_shardings` cuts it. The basis that belongs to the cut axis of a matrix is cut with it, the
+  other is on every device.
   """
-  size = mesh.shape[MODEL]
-
-  def cut(path: Path, leaf: Any) -> int | None:
-    """The axis along which a matrix is cut, from the end: -2 or -1."""
-    if not is_matrix(path, leaf):
-      return None
-    order = (-2, -1) if set(path) & set(row_parallel) else (-1, -2)
-    return next((axis for axis in order if leaf.shape[axis] % size == 0), None)
-
-  def along(leaf: Any, axis: int | None) -> NamedSharding:
-    spec: list[str | None] = [None] * leaf.ndim
-    if axis is not None:
-      spec[axis] = MODEL
-    return NamedSharding(mesh, PartitionSpec(*spec))
 
   def of_basis(own_axis: int, tree: Params) -> Params:
     """Rows of `left` (`right`) are the rows (columns) of the matrix; they are the last axis but one in both."""
 
     def sharding(path: Path, leaf: Any, part: Any) -> NamedSharding | None:
-      return None if part is None else along(part, -2 if cut(path, leaf) == own_axis else None)
+      cut = _cut(path, leaf, mesh, row_parallel)
+      return None if part is None else _along(part, -2 if cut == own_axis else None, mesh)
 
     return map_with_path(sharding, basis.base, tree)
 
   return basis.replace(
-    base=map_with_path(lambda path, leaf: along(leaf, cut(path, leaf)), basis.base),
+    base=param_shardings(basis.base, mesh, row_parallel=row_parallel),
     left=of_basis(-2, basis.left),
     right=of_basis(-1, basis.right),
     experts=jax.tree.map(lambda _: replicated(mesh), basis.experts),
     errors=jax.tree.map(lambda _: replicated(mesh), basis.errors),
   )
+
+
+def param_shardings(params: Params, mesh: Mesh, *, row_parallel: Collection[str] = ROW_PARALLEL) -> Params:
+  """The sharding of each leaf of a model (arrays or shapes) over the mesh's `model` axis.
+
+  A matrix [m, n] is cut along its columns, or along its rows where a name in its path is in `row_parallel`; along the
+  other axis where its size is no multiple of the mesh's, or not at all. Vectors are on every device.
+  """
+  return map_with_path(lambda path, leaf: _along(leaf, _cut(path, leaf, mesh, row_parallel), mesh), params)
+
+
+def _cut(path: Path, leaf: Any, mesh: Mesh, row_parallel: Collection[str]) -> int | None:
+  """The axis along which a matrix is cut, from the end: -2 or -1."""
+  if not is_matrix(path, leaf):
+    return None
+  order = (-2, -1) if set(path) & set(row_parallel) else (-1, -2)
+  return next((axis for axis in order if leaf.shape[axis] % mesh.shape[MODEL] == 0), None)
+
+
+def _along(leaf: Any, axis: int | None, mesh: Mesh) -> NamedSharding:
+  spec: list[str | None] = [None] * leaf.ndim
+  if axis is not None:
+    spec[axis] = MODEL
+  return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

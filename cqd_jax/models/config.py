@@ -53,6 +53,7 @@ class DecoderConfig:
     rms_norm_eps: added to the mean square in every norm.
     qkv_bias: whether query, key and value have biases (Qwen2).
     output_bias: whether the attention's output has a bias.
+    mlp_bias: whether the three kernels of the feed-forward part have biases.
     qk_norm: whether each query and key head is RMS-normalised before its rotation (Qwen3).
     tie_embeddings: whether the head is the transposed embedding.
     sliding_window: number of latest positions, its own included, that a position sees (Mistral 7B v0.1); None for all.
@@ -73,6 +74,7 @@ class DecoderConfig:
   rms_norm_eps: float = 1e-6
   qkv_bias: bool = False
   output_bias: bool = False
+  mlp_bias: bool = False
   qk_norm: bool = False
   tie_embeddings: bool = False
   sliding_window: int | None = None

@@ -8,7 +8,7 @@ layers/attention_norm/scale [L, d]
 layers/attention/{query,key,value,output}/kernel [L, in, out]   (and bias [L, out])
 layers/attention/{query_norm,key_norm}/scale [L, head_dim]      (qk_norm)
 layers/mlp_norm/scale [L, d]
-layers/mlp/{gate,up,down}/kernel [L, in, out]
+layers/mlp/{gate,up,down}/kernel [L, in, out]                  (and bias [L, out])
 final_norm/scale [d]
 head/kernel [d, V]                                              (unless the embedding is tied)
 ```
@@ -76,9 +76,9 @@ def init_params(key: PRNGKey, config: DecoderConfig, dtype: jax.typing.DTypeLike
   if config.qk_norm:
     attention |= {"query_norm": norm(depth, config.head_dim), "key_norm": norm(depth, config.head_dim)}
   mlp = {
-    "gate": dense(width, config.intermediate_size),
-    "up": dense(width, config.intermediate_size),
-    "down": dense(config.intermediate_size, width, scale=into_residual),
+    "gate": dense(width, config.intermediate_size, bias=config.mlp_bias),
+    "up": dense(width, config.intermediate_size, bias=config.mlp_bias),
+    "down": dense(config.intermediate_size, width, bias=config.mlp_bias, scale=into_residual),
   }
   embedding = (0.02 * jax.random.normal(next(keys), (config.vocab_size, width))).astype(dtype)
   params = {
@@ -167,23 +167,30 @@ def rms_norm(params: Params, config: DecoderConfig, x: Float[Array, "*B d"]) -> 
 
 
 def rope_frequencies(config: DecoderConfig) -> Float[Array, " F"]:
-  """Radians a position, `[head_dim / 2]` float32 (Su et al. 2021, arXiv:2104.09864), stretched by `rope_scaling`."""
-  exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-  frequencies = config.rope_theta**-exponents
-  return frequencies if config.rope_scaling is None else _stretch(frequencies, config.rope_scaling)
+  """Radians a position, `[head_dim / 2]` float32 (Su et al. 2021, arXiv:2104.09864), stretched by `rope_scaling`.
+
+  Computed on the host, step by step in float32: that is how published models were trained, and at position 100,000 the
+  last bit of a frequency turns a head by a hundredth of a radian.
+  """
+  exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+  frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
+  return jnp.asarray(frequencies if config.rope_scaling is None else _stretch(frequencies, config.rope_scaling))
 
 
-def _stretch(frequencies: Float[Array, " F"], scaling: RopeScaling) -> Float[Array, " F"]:
+def _stretch(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
   """Llama 3.1's rule: 1 / factor of long waves, short waves as they are, a linear blend in between."""
-  turns = scaling.original_max_positions * frequencies / (2 * math.pi)
-  blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-  kept = jnp.clip(blend, 0.0, 1.0)
-  return frequencies * (kept + (1 - kept) / scaling.factor)
+  wavelengths = np.float32(2 * math.pi) / frequencies
+  turns = np.float32(scaling.original_max_positions) / wavelengths
+  low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
+  kept = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
+  stretched = frequencies / np.float32(scaling.factor)
+  return np.where(kept == 1, frequencies, (1 - kept) * stretched + kept * frequencies)
 
 
 def rope_angles(config: DecoderConfig, positions: Int[Array, "B T"]) -> Float[Array, "2 B T F"]:
   """Cosines and sines of the rotations at `positions`, float32."""
-  angles = jnp.einsum("bt,f->btf", positions.astype(jnp.float32), rope_frequencies(config))
+  # Not a matrix product, which accelerators round to bfloat16.
+  angles = positions.astype(jnp.float32)[:, :, None] * rope_frequencies(config)[None, None]
   return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
 
