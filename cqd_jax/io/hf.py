@@ -70,10 +70,19 @@ class ModelFolder:
 
   @functools.cached_property
   def end_ids(self) -> tuple[int, ...]:
-    """The tokens that end an answer: of the generation config, of the config, or of the tokenizer; () if none says."""
-    for ids in (self.generation.get("eos_token_id"), self.content.get("eos_token_id")):
-      if ids is not None:
-        return tuple(ids) if isinstance(ids, list) else (ids,)
+    """The tokens that end an answer: of the generation config, of the config, or of the tokenizer; () if none says.
+
+    Raises:
+      ValueError: naming the file in which they are no token ids.
+    """
+    for file, content in ((GENERATION_CONFIG, self.generation), (CONFIG, self.content)):
+      if (given := content.get("eos_token_id")) is None:
+        continue
+      ids = tuple(given) if isinstance(given, list) else (given,)
+      if not all(type(each) is int and 0 <= each < self.config.vocab_size for each in ids):
+        expected = f"ids in [0, {self.config.vocab_size})"
+        raise ValueError(f"{self.folder / file}: eos_token_id: expected {expected}, got {given!r}")
+      return ids
     own = getattr(self.tokenizer, "eos_token_id", None)
     return () if own is None else (own,)
 
@@ -232,6 +241,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def check_tensors(config: DecoderConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
   """Raises `DamagedWeights` unless there is every tensor of a decoder, in its shape, and no other."""
+  if config.num_layers > len(tensors):  # before a list of so many names is made
+    raise DamagedWeights(
+      f"{folder}: misses tensors: there are {len(tensors)}, and by {CONFIG} there are {config.num_layers} layers"
+    )
   wanted = {name: placement.tensor_shape for placement in placements(config) for name in placement.names}
   if missing := [name for name in wanted if name not in tensors]:
     more = f" and {len(missing) - 1} more" if missing[1:] else ""

@@ -118,8 +118,10 @@ def write_tokenizer(folder: Path, tokenizer: Any) -> None:
 
 def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
   """Writes one safetensors file."""
+  # safetensors writes the memory of an array as it lies, whatever its strides.
+  whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
   try:
-    save_file(dict(tensors), file, metadata={"format": "pt"})  # transformers asks for the format
+    save_file(whole, file, metadata={"format": "pt"})  # transformers asks for the format
   except SafetensorError as error:
     raise OSError(f"{file}: could not be written ({error})") from error
 
@@ -172,7 +174,7 @@ def _tensors_of(placement: Placement, leaf: Any) -> Iterator[tuple[str, np.ndarr
     raise ValueError(f"params at {name}: holds NaN or infinite values; nothing was written")
   host = np.asarray(leaf)
   for tensor_name, tensor in zip(placement.names, host if placement.stacked else host[None], strict=True):
-    yield tensor_name, transpose(tensor) if placement.transposed else np.ascontiguousarray(tensor)
+    yield tensor_name, transpose(tensor) if placement.transposed else tensor
 
 
 def _name_shards(folder: Path, shards: list[list[str]], num_bytes: int) -> None:

@@ -16,7 +16,9 @@ from cqd_jax.types import Params
 
 def save_params(path: Path, params: Params) -> None:
   """Writes a nested dict of arrays; atomic: an existing file is replaced whole or not at all."""
-  flat = {"/".join(leaf_path(key_path)): np.asarray(leaf) for key_path, leaf in jax.tree.leaves_with_path(params)}
+  flat = {
+    "/".join(leaf_path(key_path)): np.ascontiguousarray(leaf) for key_path, leaf in jax.tree.leaves_with_path(params)
+  }
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.with_name(f".{path.name}.{os.getpid()}")
   try:

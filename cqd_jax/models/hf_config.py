@@ -5,6 +5,7 @@ Both forms of the file are read: that of transformers 5 (`rope_parameters`, `dty
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,19 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+_REPLACED = (
+  "rope_parameters",
+  "rope_scaling",
+  "layer_types",
+  "dtype",
+  "sliding_window",
+  "max_window_layers",
+  "attention_bias",
+  "mlp_bias",
+)
+"""Entries of a base model that are written anew or, where they do not apply, left out."""
+
+
 class UnsupportedModel(ValueError):
   """A model, or a feature of it, that is not read; the message names it and says what is."""
 
@@ -52,12 +66,13 @@ def decoder_config(content: Mapping[str, Any], source: str = "config.json") -> D
   architecture = _architecture(content, source)
   defaults = {**_DEFAULTS, **ARCHITECTURES[architecture]}
   given = {**defaults, **{name: value for name, value in content.items() if value is not None}}
-  if "sliding_window" in content and content["sliding_window"] is None:
-    given.pop("sliding_window", None)
+  for name in ("sliding_window", "num_key_value_heads"):  # where a null says something else than silence
+    if name in content and content[name] is None:
+      given.pop(name, None)
   _refuse_features(given, architecture, source)
   read = _Reader(given, source)
   hidden, heads = read.integer("hidden_size"), read.integer("num_attention_heads")
-  # An absent number of key heads is Llama's old form of "as many as there are heads".
+  # A null, or with Llama silence, is the old form of "as many as there are heads".
   kv_heads = heads if "num_key_value_heads" not in given else read.integer("num_key_value_heads")
   if "head_dim" not in given and hidden % heads:
     raise ValueError(f"{source}: hidden_size={hidden} is no multiple of num_attention_heads={heads}, and no head_dim")
@@ -123,21 +138,22 @@ def hf_config(config: DecoderConfig, settings: Mapping[str, Any] | None = None) 
       "original_max_position_embeddings": scaling.original_max_positions,
     }
     longest = math.ceil(scaling.factor * scaling.original_max_positions)
-  older = ("rope_parameters", "rope_scaling", "layer_types", "dtype", "sliding_window", "max_window_layers")
-  kept = {name: value for name, value in (settings or {}).items() if name not in older}
+  kept = {name: value for name, value in (settings or {}).items() if name not in _REPLACED}
   return {"max_position_embeddings": longest, **kept, **described}
 
 
 def _architecture(content: Mapping[str, Any], source: str) -> str:
   named = content.get("architectures")
+  kind = content.get("model_type")
   if named is None:
-    by_type = {about["model_type"]: name for name, about in ARCHITECTURES.items()}
-    found = by_type.get(content.get("model_type"))
-    named = [found or f"model_type {content.get('model_type')!r}"]
+    by_type = [name for name, about in ARCHITECTURES.items() if about["model_type"] == kind]
+    named = by_type or [f"model_type {kind!r}"]
   if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
     raise ValueError(f"{source}: architectures: expected one name in a list, got {named!r}")
   if named[0] not in ARCHITECTURES:
     raise UnsupportedModel(f"{source}: {named[0]} is not supported; supported are {', '.join(ARCHITECTURES)}")
+  if kind not in (None, expected := ARCHITECTURES[named[0]]["model_type"]):
+    raise ValueError(f"{source}: model_type: expected {expected!r} for {named[0]}, got {kind!r}")
   return named[0]
 
 
@@ -159,10 +175,11 @@ def _refuse_features(given: Mapping[str, Any], architecture: str, source: str) -
 
 def _rope(given: Mapping[str, Any], architecture: str, read: "_Reader") -> tuple[float, RopeScaling | None]:
   """The base of the wavelengths, and their scaling, from either form."""
-  newer, older = given.get("rope_parameters"), given.get("rope_scaling")
-  rope = newer if newer is not None else older if older is not None else {}
+  rope = given.get("rope_scaling") or given.get("rope_parameters") or {}  # the former first, as transformers does
   if not isinstance(rope, Mapping):
     raise ValueError(f"{read.source}: rope_parameters: expected settings by name, got {rope!r}")
+  if any(isinstance(value, Mapping) for value in rope.values()):
+    raise UnsupportedModel(f"{read.source}: rope_parameters for each kind of layer are not supported; supported: one")
   inner = _Reader({"rope_theta": given["rope_theta"], "partial_rotary_factor": 1.0, **rope}, read.source, "rope.")
   kind = rope.get("rope_type", rope.get("type", "default"))
   if inner.number("partial_rotary_factor") != 1.0:
@@ -189,14 +206,16 @@ def _sliding_window(given: Mapping[str, Any], architecture: str, depth: int, rea
     return read.integer("sliding_window")
   if not read.flag("use_sliding_window"):
     return None
+  full, sliding = "full_attention", "sliding_attention"
   types = given.get("layer_types")
   if types is None:
-    first = min(read.integer("max_window_layers", least=0), depth)
-    types = ["full_attention"] * first + ["sliding_attention"] * (depth - first)
-  kinds = set(types) if isinstance(types, list) else {types}
-  if kinds == {"full_attention"}:
+    first = read.integer("max_window_layers", least=0)
+    types = [full] * (first > 0) + [sliding] * (first < depth)  # one of each kind will do
+  if not isinstance(types, list) or not types:
+    raise ValueError(f"{read.source}: layer_types: expected a list of names, got {types!r}")
+  if all(kind == full for kind in types):
     return None
-  if kinds == {"sliding_attention"}:
+  if all(kind == sliding for kind in types):
     return read.integer("sliding_window")
   raise UnsupportedModel(
     f"{read.source}: layers of different attention (layer_types, max_window_layers) are not supported; supported: "
@@ -214,7 +233,8 @@ def _architecture_of(config: DecoderConfig, wanted: Any) -> dict[str, Any]:
   if config.qk_norm and biases in ((False, False, False), (True, True, False)):
     fitting["Qwen3ForCausalLM"] = {"attention_bias": config.qkv_bias, **windows}
   if not config.qk_norm:
-    if config.sliding_window is None and config.qkv_bias == config.output_bias:
+    divides = config.hidden_size % config.num_heads == 0  # transformers asks that of a Llama
+    if config.sliding_window is None and config.qkv_bias == config.output_bias and divides:
       fitting["LlamaForCausalLM"] = {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
     if biases == (False, False, False):
       fitting["MistralForCausalLM"] = {"sliding_window": config.sliding_window}
@@ -224,7 +244,7 @@ def _architecture_of(config: DecoderConfig, wanted: Any) -> dict[str, Any]:
     raise ValueError(
       f"config: no architecture of {', '.join(ARCHITECTURES)} has qk_norm={config.qk_norm}, "
       f"qkv_bias={config.qkv_bias}, output_bias={config.output_bias}, mlp_bias={config.mlp_bias}, "
-      f"sliding_window={config.sliding_window} together"
+      f"sliding_window={config.sliding_window}, hidden_size / num_heads={config.hidden_size}/{config.num_heads} together"
     )
   first = wanted[0] if isinstance(wanted, list) and wanted and wanted[0] in fitting else next(iter(fitting))
   return {"architectures": [first], "model_type": ARCHITECTURES[first]["model_type"], **fitting[first]}
@@ -246,7 +266,7 @@ class _Reader:
 
   def number(self, name: str) -> float:
     value = self._value(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
       raise ValueError(f"{self.source}: {self._prefix}{name}: expected a number, got {value!r}")
     return float(value)
 

@@ -4,7 +4,8 @@ A checkpoint has one tensor a layer and keeps matrices as `[out, in]`; params ha
 `[L, in, out]`. The embedding is `[V, d]` in both.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +61,8 @@ class Placement(NamedTuple):
 
 def placements(config: DecoderConfig) -> tuple[Placement, ...]:
   """Every leaf of a decoder's params, in the order of `jax.tree.leaves`."""
-  shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
   found = []
-  for key_path, leaf in jax.tree.leaves_with_path(shapes):
+  for key_path, leaf in jax.tree.leaves_with_path(_shapes(config)):
     path = leaf_path(key_path)
     name = f"{MODULES[path[:-1]]}.{LEAVES[path[-1]]}"
     layers = config.num_layers if is_stacked(path) else 1
@@ -73,5 +73,10 @@ def placements(config: DecoderConfig) -> tuple[Placement, ...]:
 
 def param_shapes(config: DecoderConfig, dtype: jax.typing.DTypeLike = jnp.float32) -> dict[str, object]:
   """The params of a decoder with `jax.ShapeDtypeStruct` in the place of arrays."""
-  shapes: dict[str, object] = jax.eval_shape(lambda key: init_params(key, config, dtype), jax.random.key(0))
+  shapes: dict[str, object] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), _shapes(config))
   return shapes
+
+
+@functools.lru_cache(maxsize=8)  # tracing takes longer than all the rest of opening a folder
+def _shapes(config: DecoderConfig) -> Any:
+  return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
