@@ -19,8 +19,11 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, config=STRICT)
 class TaskSettings:
-  """How many questions of each task there are."""
+  """Which tasks there are, and how many questions of each."""
 
+  names: tuple[str, ...] = ("coding", "database", "os")
+  """The K tasks, an archive each: coding, database, os; or your own as package.module:function, a function that is
+  called with `sizes` (questions a split) and `seed` and returns a task (see cqd_jax.tasks.task)."""
   train: int = 3000
   """Examples a task to train on."""
   validation: int = 100
@@ -170,6 +173,11 @@ class ExperimentSettings:
   """Run directories go here: NAME-seed-SEED, with a number behind it where that is taken; nothing is overwritten."""
   run_dir: Path | None = None
   """The run directory, if its name is to be yours; refused where it exists."""
+  base: Path | None = None
+  """Folder of a base model in the format of Hugging Face (Llama, Mistral, Qwen2, Qwen3). Not given: a miniature base
+  and its experts are trained."""
+  experts: tuple[Path, ...] = ()
+  """Folders of the base's experts, one a task, in the order of tasks.names: whole models or PEFT LoRA adapters."""
   cache_dir: Path = Path("cache")
   """Trained experts are kept here by their settings, and reused."""
   candidates_per_batch: int = 1
@@ -278,7 +286,11 @@ def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
     )
   if min(settings.swarm_sizes, default=1) < 1:
     raise ConfigError(f"swarm_sizes: expected at least 1 member each, got {settings.swarm_sizes}")
-  if len(settings.training.expert_learning_rates) != num_tasks:
+  if settings.base is None and settings.experts:
+    raise ConfigError("base: expected the folder of the experts' base model, got none")
+  if settings.base is not None and len(settings.experts) != num_tasks:
+    raise ConfigError(f"experts: expected {num_tasks} folders, one a task, got {len(settings.experts)}")
+  if settings.base is None and len(settings.training.expert_learning_rates) != num_tasks:
     raise ConfigError(
       f"training.expert_learning_rates: expected {num_tasks}, one a task, got {settings.training.expert_learning_rates}"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cqd_jax.config import BaselineSettings, ConfigError, ExperimentSettings, changed_settings, check_settings
+from cqd_jax.config import BaselineSettings, ConfigError, ExperimentSettings, changed_settings
 from cqd_jax.experiment.comparison import searched_methods
 from cqd_jax.experiment.evolution import Evolution, aggregated, best_elite
 from cqd_jax.experiment.lab import Lab, Method, Suite, open_suite
@@ -19,11 +19,11 @@ from cqd_jax.experiment.models import load_or_train, stack_task_vectors
 from cqd_jax.experiment.results import score_on_test
 from cqd_jax.experiment.run import explained, run_keys
 from cqd_jax.experiment.run_files import RUNG, RunFiles, create_run, open_run, read_settings
+from cqd_jax.experiment.space import MergeSpace
 from cqd_jax.io.checkpoint import Checkpoints
 from cqd_jax.io.history import History
 from cqd_jax.io.interrupt import Interrupt, interruptible
 from cqd_jax.io.run_dir import locked, read_json, write_json
-from cqd_jax.types import Params
 
 FULL = "CycleQD: elite sampling, reference's SVD"
 
@@ -61,9 +61,8 @@ def run_seed(settings: ExperimentSettings, folder: Path, console: Console) -> li
   quiet = dataclasses.replace(settings.output, elites="none", tensorboard=False)
   rows: list[dict[str, Any]] = []
   with explained(folder, "the same command"), open_suite(settings) as suite, interruptible(console.print) as interrupt:
-    check_settings(settings, len(suite.tasks))
     base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
-    models = base, stack_task_vectors(base, experts)
+    models = MergeSpace(base, stack_task_vectors(base, experts))
     for name, changes in LADDER.items():
       evolution = dataclasses.replace(settings.evolution, **{"schedule": "cycle", **changes})
       rung = dataclasses.replace(settings, evolution=evolution, output=quiet, run_dir=folder / _slug(name))
@@ -79,7 +78,7 @@ def _run_methods(
   settings: ExperimentSettings,
   name: str,
   suite: Suite,
-  models: tuple[Params, Params],
+  models: MergeSpace,
   console: Console,
   interrupt: Interrupt,
   make_methods: Callable[[Lab, RunFiles], list[Method]],
@@ -89,7 +88,7 @@ def _run_methods(
   with locked(files.path), History(files.history, suite.validation.task_names) as history:
     if not files.finished:
       console.print(f"seed {settings.seed}, {name}", highlight=False)
-      lab = Lab(settings, console, *models, suite, history, interrupt)
+      lab = Lab(settings, console, models, suite, history, interrupt)
       rows = [dataclasses.asdict(row) for row in score_on_test(lab, make_methods(lab, files))]
       Checkpoints(files.path / "checkpoints").prune(keep=0)
       write_json(files.scores, {"tasks": lab.task_names, "seed": settings.seed, "test": rows})

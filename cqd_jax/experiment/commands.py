@@ -1,6 +1,5 @@
 """What `cqd train`, `evaluate`, `aggregate`, `report` and `plot` do; `run.py` has evolve and resume."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cqd_jax.config import ExperimentSettings, check_settings
+from cqd_jax.config import ConfigError, ExperimentSettings
 from cqd_jax.experiment.evolution import Evolution
 from cqd_jax.experiment.export import write_aggregate
 from cqd_jax.experiment.lab import open_suite
@@ -19,22 +18,20 @@ from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import open_lab, run_keys
 from cqd_jax.experiment.run_files import RunFiles, open_run, read_settings
 from cqd_jax.io.figures import all_figures
+from cqd_jax.io.hf import load_pretrained
 from cqd_jax.io.interrupt import Interrupt, interruptible
-from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.plots import save_figure
 from cqd_jax.io.progress import progress
 from cqd_jax.io.report import write_report
 from cqd_jax.io.run_dir import RunDirError, locked
-from cqd_jax.models import init_params
-from cqd_jax.tasks.skills.training import MINIATURE
 from cqd_jax.tasks.task import Split
-from cqd_jax.types import Params
 
 
 def train(settings: ExperimentSettings, console: Console) -> None:
   """Trains the base and the experts into the cache, and shows how they score on validation."""
   with open_suite(settings) as suite, interruptible(console.print) as interrupt:
-    check_settings(settings, len(suite.tasks))
+    if settings.base is not None:
+      raise ConfigError(f"base: nothing to train, the models are those of {settings.base}")
     base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
     names = suite.validation.task_names
     models = jax.tree.map(lambda *leaves: jnp.stack(leaves), base, *experts.values())
@@ -63,14 +60,13 @@ def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[
   folder = files.models / model if (files.models / model).is_dir() else Path(model)
   if not folder.is_dir():
     raise RunDirError(f"model: no {model!r} in {files.models}, which has {_list_models(files)}")
-  params, about = load_model(folder)
-  shapes = jax.eval_shape(lambda key: init_params(key, MINIATURE), jax.random.key(0))
-  if about.get("decoder") != dataclasses.asdict(MINIATURE) or not _same_shapes(params, shapes):
-    raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
   with open_suite(settings) as suite:
+    model_read = load_pretrained(folder)
+    if model_read.config != suite.language.config:
+      raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
     evaluation = suite.test if split == "test" else suite.validation
     with progress(console, f"scoring {folder.name}", 1) as advance:
-      scores = evaluation(jax.tree.map(lambda leaf: leaf[None], params)).mean(axis=-1)
+      scores = evaluation(jax.tree.map(lambda leaf: leaf[None], model_read.params)).mean(axis=-1)
       advance()
   console.print(
     _score_table(f"Share of {split} questions answered right", [folder.name], evaluation.task_names, scores)
@@ -125,15 +121,6 @@ def plot(run_dir: Path, out: Path | None, formats: Sequence[str], console: Conso
         advance(note=paths[-1].name)
   console.print(f"{len(paths)} figures in {folder}: {', '.join(path.name for path in paths)}", highlight=False)
   return paths
-
-
-def _same_shapes(first: Params, second: Params) -> bool:
-  """Whether two trees have the same paths, and the same shapes at them."""
-  shapes = [
-    {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
-    for tree in (first, second)
-  ]
-  return shapes[0] == shapes[1]
 
 
 def _list_models(files: RunFiles) -> str:

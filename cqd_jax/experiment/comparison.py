@@ -11,21 +11,23 @@ from cqd_jax.genotypes.coefficients import apply_coefficients, group_leaves
 from cqd_jax.io.progress import progress
 from cqd_jax.operators import task_arithmetic, uniform_average
 from cqd_jax.search.baselines import VectorSearch, cma_es, nsga2, random_search
-from cqd_jax.types import Genotype, Params, PRNGKey
+from cqd_jax.types import Genotype, PRNGKey
 
 
 def plain_methods(lab: Lab) -> list[Method]:
   """Base, experts, uniform average, and task arithmetic with its scale chosen on validation."""
-  passed = lab.score(lab.suite.validation, lab.experts).passed
+  passed = lab.score(lab.suite.validation, lab.merges.experts).passed
   names = lab.task_names
-  experts = [Method(f"expert {name}", individual(lab.experts, index), 0) for index, name in enumerate(names)]
-  swarm = Method("the experts together", None, 0, members=functools.partial(individual, lab.experts), passed=passed)
-  zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), lab.experts)
+  experts = [Method(f"expert {name}", individual(lab.merges.experts, index), 0) for index, name in enumerate(names)]
+  swarm = Method(
+    "the experts together", None, 0, members=functools.partial(individual, lab.merges.experts), passed=passed
+  )
+  zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), lab.merges.experts)
   return [
     Method("base", zero, 0),
     *experts,
     swarm,
-    Method("uniform average", uniform_average(lab.experts), 0),
+    Method("uniform average", uniform_average(lab.merges.experts), 0),
     *([_tuned_arithmetic(lab)] if lab.settings.baselines.scales else []),
   ]
 
@@ -37,11 +39,11 @@ def _tuned_arithmetic(lab: Lab) -> Method:
   with progress(lab.console, "task arithmetic", len(scales)) as advance:
     for scale in scales:
       lab.interrupt.check()
-      merged = task_arithmetic(lab.experts, scale)
+      merged = task_arithmetic(lab.merges.experts, scale)
       means.append(lab.score(lab.suite.validation, population_of_one(merged)).passed.mean())
       advance(note=f"scale {scale:g}: {means[-1]:.3f}")
   best = scales[int(np.argmax(means))]
-  merged = task_arithmetic(lab.experts, best)
+  merged = task_arithmetic(lab.merges.experts, best)
   return Method("task arithmetic, tuned scale", merged, len(scales), chosen={"scale": best})
 
 
@@ -50,7 +52,7 @@ def searched_methods(lab: Lab, key: PRNGKey) -> list[Method]:
   settings = lab.settings.baselines
   num_experts = len(lab.task_names)
   size = {
-    granularity: num_experts * group_leaves(individual(lab.experts, 0), granularity).size
+    granularity: num_experts * group_leaves(individual(lab.merges.experts, 0), granularity).size
     for granularity in ("model", "kernel")
   }
   start = functools.partial(jnp.full, fill_value=settings.start)
@@ -82,7 +84,7 @@ def searched_methods(lab: Lab, key: PRNGKey) -> list[Method]:
 
 def _search(lab: Lab, name: str, granularity: str, search: VectorSearch, key: PRNGKey) -> Method:
   """Runs one search over merge coefficients, maximising the mean validation score."""
-  groups = group_leaves(individual(lab.experts, 0), granularity)
+  groups = group_leaves(individual(lab.merges.experts, 0), granularity)
   num_experts = len(lab.task_names)
   budget = lab.settings.evolution.children
 
@@ -100,7 +102,7 @@ def _search(lab: Lab, name: str, granularity: str, search: VectorSearch, key: PR
       lab.interrupt.check()
       key, ask_key = jax.random.split(key)
       candidates = search.ask(state, ask_key)
-      passed = lab.score(lab.suite.validation, merge_all(candidates, lab.experts)).passed[: budget - done]
+      passed = lab.score(lab.suite.validation, merge_all(candidates, lab.merges.experts)).passed[: budget - done]
       if len(passed) == len(candidates):  # the last batch may be cut to keep the budgets equal
         state = search.tell(state, candidates, jnp.asarray(passed.mean(axis=-1), jnp.float32))
       candidates_so_far.append(np.asarray(candidates)[: len(passed)])
@@ -110,8 +112,8 @@ def _search(lab: Lab, name: str, granularity: str, search: VectorSearch, key: PR
       advance(len(passed), note=f"best mean {best:.3f}")
   candidates_of_all, passed_of_all = np.concatenate(candidates_so_far), np.concatenate(passed_so_far)
 
-  def member(index: int) -> Params:
-    return individual(merge_all(jnp.asarray(candidates_of_all[index][None]), lab.experts), 0)
+  def member(index: int) -> Genotype:
+    return individual(merge_all(jnp.asarray(candidates_of_all[index][None]), lab.merges.experts), 0)
 
   winner = int(passed_of_all.mean(axis=(1, 2)).argmax())
   return Method(name, member(winner), budget, member, passed_of_all)

@@ -37,7 +37,10 @@ from cqd_jax.operators import (
   svd_mutation,
 )
 from cqd_jax.search import CycleQD, CycleQDEmitter
-from cqd_jax.types import ArrayField, Genotype, Metrics, Params, PRNGKey
+from cqd_jax.types import ArrayField, Genotype, Metrics, PRNGKey
+
+BASIS = "basis.safetensors"
+"""The file of a run directory that keeps its core space."""
 
 RULES = {
   "elite": elite_sampling,
@@ -75,9 +78,9 @@ class Evolved(NamedTuple):
   expert_scores: np.ndarray
   space: Space
 
-  def task_vector(self, slot: int) -> Params:
-    """The dense task vector of what a slot of the pool holds."""
-    return self.space.task_vector(self.repertoire.individual(slot).genotype)
+  def merged(self, slot: int) -> Genotype:
+    """What a slot of the pool holds, as an individual of the merge space."""
+    return self.space.merged(self.repertoire.individual(slot).genotype)
 
 
 def make_emitter(settings: EvolutionSettings, space: Space) -> CycleQDEmitter:
@@ -113,7 +116,7 @@ def make_emitter(settings: EvolutionSettings, space: Space) -> CycleQDEmitter:
   )
 
 
-def _make_mesh(settings: MeshSettings) -> Mesh | None:
+def mesh_of(settings: MeshSettings) -> Mesh | None:
   """The mesh of the settings; None for one device."""
   size = settings.population * settings.model
   if size == 1:
@@ -153,8 +156,8 @@ class Evolution:
     self._settings = lab.settings.evolution
     key, self._init_key = jax.random.split(key)
     self._first_key = key
-    self._mesh = _make_mesh(lab.settings.mesh)
-    self._space = make_space(self._settings, lab.base, lab.experts, self._mesh, run_dir / "basis.safetensors")
+    self._mesh = mesh_of(lab.settings.mesh)
+    self._space = make_space(self._settings, lab.merges, self._mesh, run_dir / BASIS)
     self._cycleqd = CycleQD(None, make_emitter(self._settings, self._space))
     children, archives = (None, None) if self._mesh is None else (over_population(self._mesh), replicated(self._mesh))
     self._ask = jax.jit(self._cycleqd.ask, out_shardings=(children, None))
@@ -321,9 +324,9 @@ def best_elite(evolved: Evolved) -> Method:
   alive = np.flatnonzero(np.asarray(repertoire.alive))
   return Method(
     name="CycleQD, best elite",
-    model=evolved.space.task_vector(repertoire.best().genotype),
+    model=evolved.space.merged(repertoire.best().genotype),
     evaluations=evolved.evaluations,
-    members=lambda index: evolved.task_vector(int(alive[index])),
+    members=lambda index: evolved.merged(int(alive[index])),
     passed=np.asarray(repertoire.extra_scores["passed"])[alive],
   )
 
@@ -334,5 +337,5 @@ def aggregated(evolved: Evolved) -> Method:
   best = [repertoire.best(archive) for archive in range(repertoire.num_tasks)]
   genotypes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(elite.genotype for elite in best))
   fitnesses = jnp.stack([elite.scores[archive] for archive, elite in enumerate(best)])
-  model = evolved.space.task_vector(aggregate(genotypes, fitnesses))
+  model = evolved.space.merged(aggregate(genotypes, fitnesses))
   return Method("CycleQD, aggregate", model, evolved.evaluations)

@@ -1,21 +1,22 @@
 """What evolution leaves behind to be used: model folders, and answers to be read."""
 
-import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from cqd_jax.archive import CyclingRepertoire
-from cqd_jax.config import ExperimentSettings
 from cqd_jax.experiment.evolution import Evolved, aggregated
-from cqd_jax.experiment.lab import Lab, individual, population_of_one
-from cqd_jax.experiment.space import materialise
-from cqd_jax.io.model_folder import save_model
+from cqd_jax.experiment.lab import Lab, population_of_one
+from cqd_jax.experiment.language import Language
+from cqd_jax.io.hf_write import save_pretrained
+from cqd_jax.io.model_card import Parent, model_card, parent_of
 from cqd_jax.io.progress import progress
-from cqd_jax.io.record import Sample
-from cqd_jax.tasks.skills.training import MINIATURE
-from cqd_jax.types import Params
+from cqd_jax.io.record import Individuals, Sample
+from cqd_jax.trees import Path as TreePath
+from cqd_jax.types import Genotype, Params
 
 
 def identity_of_best(repertoire: CyclingRepertoire, archive: int | None = None) -> int:
@@ -30,12 +31,13 @@ def write_models(lab: Lab, evolved: Evolved, folder: Path) -> None:
   """
   repertoire = evolved.repertoire
   best = identity_of_best(repertoire)
-  slots = _chosen_slots(lab, repertoire)
+  individuals = lab.history.individuals()
+  slots = chosen_slots(repertoire, lab.settings.output.elites)
   with progress(lab.console, "writing models", 1 + len(slots)) as advance:
     for slot in slots:
-      about = _about_elite(lab, repertoire, slot)
-      for name in [f"elite-{about['identity']:06d}"] + ["best"] * (about["identity"] == best):
-        _write(lab, folder / name, _apply(lab, evolved.task_vector(slot)), about)
+      about = about_elite(lab, repertoire, slot)
+      for name in [elite_name(about["identity"])] + ["best"] * (about["identity"] == best):
+        write_merge(lab, folder / name, evolved.merged(slot), about, individuals)
       advance()
     write_aggregate(lab, evolved, folder / "aggregate")
     advance()
@@ -43,21 +45,55 @@ def write_models(lab: Lab, evolved: Evolved, folder: Path) -> None:
 
 def write_aggregate(lab: Lab, evolved: Evolved, folder: Path) -> None:
   """Writes the aggregate of the archives' best elites as a model folder, unless it is there."""
-  elites = {name: identity_of_best(evolved.repertoire, archive) for archive, name in enumerate(lab.task_names)}
-  about = {"kind": "aggregate", "of": elites, "children": evolved.evaluations}
-  _write(lab, folder, _apply(lab, aggregated(evolved).model), about)
+  write_merge(lab, folder, aggregated(evolved).model, about_aggregate(lab, evolved), lab.history.individuals())
 
 
-def write_model(settings: ExperimentSettings, folder: Path, params: Params, about: dict[str, Any]) -> None:
-  """Writes a model of the experiment's shape as a model folder."""
-  save_model(folder, params, {**about, "decoder": dataclasses.asdict(MINIATURE), "seed": settings.seed})
+def write_merge(
+  lab: Lab, folder: Path, merged: Genotype, about: dict[str, Any], individuals: Individuals, name: str = ""
+) -> None:
+  """Writes an individual of the merge space as a model folder, unless it is there."""
+  if folder.exists():
+    return
+  card = card_of(lab, about, name or folder.name, individuals)
+  write_model(lab.suite.language, folder, lab.merges.leaves(merged), {**about, "seed": lab.settings.seed}, card)
 
 
-def sample_answers(lab: Lab, task_vector: Params, size: int) -> list[Sample]:
+def write_model(
+  language: Language,
+  folder: Path,
+  params: Params | Iterable[tuple[TreePath, jax.Array]],
+  about: Mapping[str, Any],
+  card: str = "",
+) -> None:
+  """Writes a model of an experiment as a Hugging Face folder."""
+  save_pretrained(
+    folder,
+    params,
+    language.config,
+    language.tokenizer,
+    settings=language.settings,
+    generation=language.generation,
+    card=card,
+    about=about,
+  )
+
+
+def card_of(lab: Lab, about: Mapping[str, Any], name: str, individuals: Individuals, **more: Any) -> str:
+  """The model card of an individual."""
+  settings = lab.settings
+  folders = dict(zip(lab.task_names, settings.experts, strict=True)) if settings.base is not None else {}
+  base = Parent("the miniature base of the run", None) if settings.base is None else parent_of(settings.base)
+  experts = {
+    task: parent_of(folders[task]) if folders else Parent(f"the run's expert {task}", None) for task in lab.task_names
+  }
+  return model_card(about, name=name, base=base, experts=experts, individuals=individuals, **more)
+
+
+def sample_answers(lab: Lab, merged: Genotype, size: int) -> list[Sample]:
   """Some test questions of each task as a model answers them: first some that it fails."""
-  model = population_of_one(task_vector)
+  model = population_of_one(merged)
   passed = lab.score(lab.suite.test, model).passed[0]
-  answers = lab.suite.test.answer(materialise(lab.base, model))[0]
+  answers = lab.suite.test.answer(lab.merges.models(model))[0]
   samples = []
   for name, examples, given, right in zip(lab.task_names, lab.suite.test.examples, answers, passed, strict=True):
     failed, solved = np.flatnonzero(~right), np.flatnonzero(right)
@@ -68,18 +104,23 @@ def sample_answers(lab: Lab, task_vector: Params, size: int) -> list[Sample]:
   return samples
 
 
-def _chosen_slots(lab: Lab, repertoire: CyclingRepertoire) -> list[int]:
-  """The slots of the elites that become model folders."""
+def elite_name(identity: int) -> str:
+  """The name of an elite's folder."""
+  return f"elite-{identity:06d}"
+
+
+def chosen_slots(repertoire: CyclingRepertoire, which: str) -> list[int]:
+  """The slots of "all" elites, of the "best" one of each archive, or ("none") of the best of all alone."""
   alive = np.flatnonzero(np.asarray(repertoire.alive))
   identity = np.asarray(repertoire.lineage.identity)
   wanted = {identity_of_best(repertoire)}
-  if lab.settings.output.elites == "best":
+  if which == "best":
     wanted |= {identity_of_best(repertoire, archive) for archive in range(repertoire.num_tasks)}
-  everyone = lab.settings.output.elites == "all"
-  return [int(slot) for slot in alive if everyone or int(identity[slot]) in wanted]
+  return [int(slot) for slot in alive if which == "all" or int(identity[slot]) in wanted]
 
 
-def _about_elite(lab: Lab, repertoire: CyclingRepertoire, slot: int) -> dict[str, Any]:
+def about_elite(lab: Lab, repertoire: CyclingRepertoire, slot: int) -> dict[str, Any]:
+  """What `model.json` tells of an elite."""
   elite = repertoire.individual(slot)
   held = np.asarray(repertoire.held[slot])
   return {
@@ -92,10 +133,7 @@ def _about_elite(lab: Lab, repertoire: CyclingRepertoire, slot: int) -> dict[str
   }
 
 
-def _apply(lab: Lab, task_vector: Params) -> Params:
-  return individual(materialise(lab.base, population_of_one(task_vector)), 0)
-
-
-def _write(lab: Lab, folder: Path, params: Params, about: dict[str, Any]) -> None:
-  if not folder.exists():
-    write_model(lab.settings, folder, params, about)
+def about_aggregate(lab: Lab, evolved: Evolved) -> dict[str, Any]:
+  """What `model.json` tells of the aggregate."""
+  elites = {name: identity_of_best(evolved.repertoire, archive) for archive, name in enumerate(lab.task_names)}
+  return {"kind": "aggregate", "of": elites, "children": evolved.evaluations}

@@ -11,15 +11,15 @@ import numpy as np
 from jaxtyping import Bool
 from rich.console import Console
 
-from cqd_jax.config import ExperimentSettings
-from cqd_jax.experiment.space import materialise
+from cqd_jax.config import ExperimentSettings, check_settings
+from cqd_jax.experiment.language import Language, language_of, miniature_language
+from cqd_jax.experiment.space import MergeSpace
+from cqd_jax.io.hf import open_pretrained
 from cqd_jax.io.history import History, Scored
 from cqd_jax.io.interrupt import Interrupt
 from cqd_jax.io.sandbox import Sandbox
 from cqd_jax.tasks.evaluation import Evaluation
-from cqd_jax.tasks.skills import skills
-from cqd_jax.tasks.skills.training import MINIATURE, prompt_tokens
-from cqd_jax.tasks.skills.vocabulary import END, PAD, decode
+from cqd_jax.tasks.lookup import make_tasks
 from cqd_jax.tasks.task import Split, Task
 from cqd_jax.trees import fingerprint
 from cqd_jax.types import Genotype, Params
@@ -33,11 +33,13 @@ class Suite:
 
   Attributes:
     tasks: K tasks.
+    language: of the models that are asked.
     validation: scores candidates while searching.
     test: scores what is reported.
   """
 
   tasks: tuple[Task, ...]
+  language: Language
   validation: Evaluation
   test: Evaluation
 
@@ -47,6 +49,7 @@ def open_suite(settings: ExperimentSettings) -> Iterator[Suite]:
   """The suite that the settings describe, with a sandbox that executes answers while the block runs.
 
   Raises:
+    ValueError: naming the setting or the folder that cannot be used.
     SandboxUnavailable: where nothing isolates answers and `settings.unsafe` is not set.
   """
   sizes: dict[Split, int] = {
@@ -54,7 +57,9 @@ def open_suite(settings: ExperimentSettings) -> Iterator[Suite]:
     "validation": settings.tasks.validation,
     "test": settings.tasks.test,
   }
-  tasks = skills(sizes=sizes, seed=settings.seed)
+  tasks = make_tasks(settings.tasks.names, sizes=sizes, seed=settings.seed)
+  check_settings(settings, len(tasks))
+  language = miniature_language() if settings.base is None else language_of(open_pretrained(settings.base))
   workers = settings.workers or os.cpu_count() or 1
   with Sandbox([task.harness for task in tasks], workers=workers, unsafe=settings.unsafe) as sandbox:
 
@@ -62,18 +67,18 @@ def open_suite(settings: ExperimentSettings) -> Iterator[Suite]:
       return Evaluation(
         tasks,
         split,
-        encode=prompt_tokens,
-        decode=decode,
-        config=MINIATURE,
+        encode=language.encode,
+        decode=language.decode,
+        config=language.config,
         execute=sandbox.run,
         max_new_tokens=settings.max_new_tokens,
-        end_id=END,
-        pad_id=PAD,
+        end_ids=language.end_ids,
+        pad_id=language.pad_id,
         group_size=settings.candidates_per_batch,
         num_buckets=settings.prompt_buckets,
       )
 
-    yield Suite(tasks, evaluation("validation"), evaluation("test"))
+    yield Suite(tasks, language, evaluation("validation"), evaluation("test"))
 
 
 @dataclasses.dataclass
@@ -109,8 +114,7 @@ class Lab:
   Attributes:
     settings: of the experiment.
     console: where progress goes.
-    base: params of the base model.
-    experts: the experts' task vectors, leaves `[K, ...]`.
+    merges: base and experts, and what merges of them are.
     suite: scores models.
     history: where scores are kept.
     interrupt: whether somebody asked to stop; stages look at it where nothing would be lost.
@@ -119,8 +123,7 @@ class Lab:
 
   settings: ExperimentSettings
   console: Console
-  base: Params
-  experts: Params
+  merges: MergeSpace
   suite: Suite
   history: History
   interrupt: Interrupt
@@ -141,13 +144,13 @@ class Lab:
     Args:
       evaluation: the questions.
       population: genotypes.
-      models: `Space.models`; None: they are dense task vectors.
+      models: `Space.models`; None: they are of the merge space.
     """
     name = np.asarray(fingerprint(population)).tobytes().hex()
     if (known := self.history.recall(evaluation.split, name)) is not None:
       return known
     started = time.perf_counter()
-    answers = evaluation.answer(models(population) if models else materialise(self.base, population))
+    answers = evaluation.answer((models or self.merges.models)(population))
     decoded = time.perf_counter()
     passed = evaluation.grade(answers)
     graded = time.perf_counter()
@@ -167,26 +170,26 @@ class Method:
 
   Attributes:
     name: as shown in the table.
-    model: task vector of its one best model, leaves `[...]`; None if it is a swarm alone.
+    model: its one best model, an individual of the merge space, leaves `[...]`; None if it is a swarm alone.
     evaluations: candidates that it scored on validation.
-    members: the task vector of a member, by its index into `passed`; None if the method has no population.
+    members: a member, likewise, by its index into `passed`; None if the method has no population.
     passed: `[N, K, B]` validation questions that each of its candidates answers right.
     chosen: settings that the method chose on validation, by name.
   """
 
   name: str
-  model: Params | None
+  model: Genotype | None
   evaluations: int
-  members: Callable[[int], Params] | None = None
+  members: Callable[[int], Genotype] | None = None
   passed: Passed | None = None
   chosen: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def individual(population: Genotype, index: int) -> Params:
+def individual(population: Genotype, index: int) -> Genotype:
   """One individual of a population."""
   return jax.tree.map(lambda leaf: leaf[index], population)
 
 
-def population_of_one(genotype: Params) -> Genotype:
+def population_of_one(genotype: Genotype) -> Genotype:
   """An individual with a leading population axis."""
   return jax.tree.map(lambda leaf: leaf[None], genotype)

@@ -13,24 +13,27 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from cqd_jax.config import ExperimentSettings, check_settings
+from cqd_jax.config import ExperimentSettings
 from cqd_jax.experiment.comparison import plain_methods, searched_methods
-from cqd_jax.experiment.evolution import Evolution, Evolved, aggregated, best_elite
+from cqd_jax.experiment.evolution import BASIS, Evolution, Evolved, aggregated, best_elite, mesh_of
 from cqd_jax.experiment.export import (
   identity_of_best,
   sample_answers,
   write_model,
   write_models,
 )
+from cqd_jax.experiment.folders import Folders, core_experts, dense_experts, load_base, open_folders
 from cqd_jax.experiment.lab import Lab, Suite, open_suite
 from cqd_jax.experiment.models import load_or_train, stack_task_vectors
 from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.results import Row, make_table, markdown_table, score_on_test
 from cqd_jax.experiment.run_files import EXPERIMENT, RunFiles, begin_session, create_run, open_run, read_settings
+from cqd_jax.experiment.space import MergeSpace, keep_basis
+from cqd_jax.genotypes.placement import place_basis
 from cqd_jax.io.checkpoint import Checkpoints
+from cqd_jax.io.hf import load_pretrained
 from cqd_jax.io.history import History
 from cqd_jax.io.interrupt import Interrupt, Stopped, interruptible
-from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.plots import plot_archives, save_figure
 from cqd_jax.io.report import write_report
 from cqd_jax.io.run_dir import RunDirError, is_disk_full, locked, read_json, write_json, write_text
@@ -64,7 +67,7 @@ def run_experiment(settings: ExperimentSettings, console: Console) -> Result:
     Stopped: if somebody asked for it; the message says how to go on.
   """
   with open_suite(settings) as suite:
-    check_settings(settings, len(suite.tasks))
+    open_folders(settings)  # what is wrong with them is told before there is a run directory
     files = create_run(settings)
     with locked(files.path), explained(files.path, f"cqd resume {files.path}"):
       return _run(files, settings, suite, console)
@@ -90,7 +93,6 @@ def resume_experiment(run_dir: Path, console: Console) -> Result:
       _show(result, settings, list(result.rows[0].scores), console)
       return result
     with open_suite(settings) as suite:
-      check_settings(settings, len(suite.tasks))
       begin_session(files)
       return _run(files, settings, suite, console)
 
@@ -99,19 +101,44 @@ def resume_experiment(run_dir: Path, console: Console) -> Result:
 def open_lab(
   files: RunFiles, settings: ExperimentSettings, suite: Suite, console: Console, interrupt: Interrupt
 ) -> Iterator[Lab]:
-  """Models and history of a run. The base and the experts are its own, in `models`, from the first session on."""
+  """Models and history of a run."""
   names = [task.name for task in suite.tasks]
-  folders = {"base": files.models / "base", **{name: files.models / f"expert-{name}" for name in names}}
-  if not all(folder.is_dir() for folder in folders.values()):
-    base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
-    for name, folder in folders.items():
-      if not folder.is_dir():
-        about = {"kind": "base"} if name == "base" else {"kind": "expert", "task": name, "identity": names.index(name)}
-        write_model(settings, folder, base if name == "base" else experts[name], about)
-  base = load_model(folders["base"])[0]
-  task_vectors = stack_task_vectors(base, {name: load_model(folders[name])[0] for name in names})
+  folders = open_folders(settings)
+  if folders is None:
+    merges = _trained(files, settings, suite, console, interrupt)
+  else:
+    files.check_models(folders.fingerprints())
+    merges = _from_folders(files, settings, folders, console)
   with History(files.history, names) as history:
-    yield Lab(settings, console, base, task_vectors, suite, history, interrupt)
+    yield Lab(settings, console, merges, suite, history, interrupt)
+
+
+def _trained(
+  files: RunFiles, settings: ExperimentSettings, suite: Suite, console: Console, interrupt: Interrupt
+) -> MergeSpace:
+  """The miniature base and its experts. They are the run's own, in `models`, from the first session on."""
+  names = [task.name for task in suite.tasks]
+  places = {"base": files.models / "base", **{name: files.models / f"expert-{name}" for name in names}}
+  if not all(place.is_dir() for place in places.values()):
+    base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
+    for name, place in places.items():
+      if not place.is_dir():
+        about = {"kind": "base"} if name == "base" else {"kind": "expert", "task": name, "identity": names.index(name)}
+        write_model(suite.language, place, base if name == "base" else experts[name], about)
+  base = load_pretrained(places["base"]).params
+  return MergeSpace(base, stack_task_vectors(base, {name: load_pretrained(places[name]).params for name in names}))
+
+
+def _from_folders(files: RunFiles, settings: ExperimentSettings, folders: Folders, console: Console) -> MergeSpace:
+  """Base and experts of Hugging Face. In core space nothing dense is made of the experts, also not for plain merges."""
+  mesh, evolution = mesh_of(settings.mesh), settings.evolution
+  base = load_base(folders, mesh, console)
+  if evolution.genotype == "dense":
+    return MergeSpace(base, dense_experts(folders, base, console))
+  rank = evolution.rank or None
+  basis = keep_basis(files.path / BASIS, base, lambda: core_experts(folders, base, rank, console))
+  basis = basis if mesh is None else place_basis(basis, mesh)
+  return MergeSpace(basis.base, basis.experts, basis, evolution.share_base)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import warnings
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cqd_jax.config import (
 )
 from cqd_jax.io.run_dir import RunDirError, read_json, write_json, write_text
 
-FORMAT = 1
+FORMAT = 2
 EXPERIMENT, RUNG = "experiment", "rung of an ablation"
 """Kinds of runs: what `cqd resume` goes on with, and what experiments/skills_ablation.py does."""
 PACKAGES = ("cqd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "numpy")
@@ -75,6 +76,19 @@ class RunFiles:
     """Whether all stages are done."""
     return self.scores.is_file()
 
+  def check_models(self, fingerprints: Mapping[str, str]) -> None:
+    """Notes what the models of a run are, when it begins; raises if a folder holds another model since.
+
+    Raises:
+      RunDirError: naming the folder.
+    """
+    facts = read_json(self.facts)
+    known = facts.setdefault("models", dict(fingerprints))
+    for folder, own in fingerprints.items():
+      if known.get(folder) != own:
+        raise RunDirError(f"{folder}: is not the model with which {self.path} began")
+    write_json(self.facts, facts)
+
   def record_seconds(self, stage: str, seconds: float) -> None:
     """Adds to the seconds that a stage took."""
     facts = read_json(self.facts)
@@ -90,7 +104,12 @@ def create_run(settings: ExperimentSettings, kind: str = EXPERIMENT) -> RunFiles
   Raises:
     RunDirError: if the directory that was asked for exists.
   """
-  settings = dataclasses.replace(settings, cache_dir=settings.cache_dir.absolute())
+  settings = dataclasses.replace(
+    settings,
+    cache_dir=settings.cache_dir.absolute(),
+    base=settings.base and settings.base.absolute(),
+    experts=tuple(folder.absolute() for folder in settings.experts),
+  )
   named = dataclasses.replace(settings, run_dir=None)  # so that config.yaml can begin another run
   begun = {
     "format": FORMAT,

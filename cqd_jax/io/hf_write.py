@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
   "chat_template.json",
 )
 
+ABOUT = "model.json"
+
 SHARD_BYTES = 2_000_000_000
 
 
@@ -47,6 +49,7 @@ def save_pretrained(
   settings: Mapping[str, Any] | None = None,
   generation: Mapping[str, Any] | None = None,
   card: str = "",
+  about: Mapping[str, Any] | None = None,
   max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
   """Writes a model folder that transformers and vLLM load; it appears whole or not at all.
@@ -56,10 +59,12 @@ def save_pretrained(
     params: as `cqd_jax.models.decoder` lays them out, in bfloat16, float16 or float32; or their leaves one by one with
       their paths, as `CoreBasis.materialise_leaves` yields them, for a model that is never whole in memory.
     config: the decoder.
-    tokenizer: a tokenizer of transformers, or a folder whose tokenizer files are copied; None: there is none.
+    tokenizer: a tokenizer of transformers, a folder whose tokenizer files are copied, or the contents of such files by
+      their names; None: there is none.
     settings: further entries of `config.json`, as `ModelFolder.content` of the base has them.
     generation: content of `generation_config.json`; None or empty: not written.
     card: content of `README.md`; empty: not written.
+    about: content of `model.json`: what the model is and where it comes from; None: not written.
     max_shard_bytes: a file of weights holds no more, but for a tensor that alone is larger.
 
   Raises:
@@ -77,6 +82,8 @@ def save_pretrained(
     if generation:
       write_json(unfinished / "generation_config.json", generation)
     write_tokenizer(unfinished, tokenizer)
+    if about is not None:
+      write_json(unfinished / ABOUT, about)
     if card:
       write_text(unfinished / "README.md", card)
 
@@ -101,8 +108,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_tokenizer(folder: Path, tokenizer: Any) -> None:
-  """Writes a tokenizer of transformers into a folder, or copies the tokenizer files of another one; None: nothing."""
+  """Writes a tokenizer of transformers into a folder, or copies the files of another folder or of a mapping."""
   if tokenizer is None:
+    return
+  if isinstance(tokenizer, Mapping):
+    for name, text in tokenizer.items():
+      write_text(folder / name, text)
     return
   if isinstance(tokenizer, str | os.PathLike):
     there = [Path(tokenizer) / name for name in TOKENIZER_FILES if (Path(tokenizer) / name).is_file()]

@@ -35,6 +35,17 @@ class Individuals:
   def __len__(self) -> int:
     return len(self.born)
 
+  def ancestors(self, identity: int) -> list[int]:
+    """An individual and all that it descends from, ascending; no duplicates."""
+    found = {identity}
+    waiting = [identity]
+    while waiting:
+      for parent in self.parents[waiting.pop()]:
+        if parent >= 0 and int(parent) not in found:
+          found.add(int(parent))
+          waiting.append(int(parent))
+    return sorted(found)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -109,12 +120,5 @@ class RunRecord:
     return held
 
   def ancestors(self, identity: int) -> list[int]:
-    """An individual and all that it descends from, ascending; no duplicates."""
-    found = {identity}
-    waiting = [identity]
-    while waiting:
-      for parent in self.individuals.parents[waiting.pop()]:
-        if parent >= 0 and int(parent) not in found:
-          found.add(int(parent))
-          waiting.append(int(parent))
-    return sorted(found)
+    """As `Individuals.ancestors`."""
+    return self.individuals.ancestors(identity)

@@ -28,7 +28,7 @@ class Evaluation:
     config: of the models.
     execute: runs the answers, as a rule a sandbox.
     max_new_tokens: most tokens an answer may have.
-    end_id: token that ends an answer.
+    end_ids: tokens of which each ends an answer.
     pad_id: token that fills rows.
     group_size: how many candidates are decoded together (fewer where that does not divide P).
     num_buckets: into how many buckets of like length the prompts are parted; see `bucket_prompts`.
@@ -44,7 +44,7 @@ class Evaluation:
     config: DecoderConfig,
     execute: Execute,
     max_new_tokens: int,
-    end_id: int,
+    end_ids: Sequence[int],
     pad_id: int,
     group_size: int = 1,
     num_buckets: int = 1,
@@ -56,7 +56,7 @@ class Evaluation:
     self._execute = execute
     self._config = config
     self._max_new_tokens = max_new_tokens
-    self._end_id = end_id
+    self._end_ids = tuple(end_ids)
     self._pad_id = pad_id
     self._group_size = group_size
     prompts = [encode(example.prompt) for asked in self.examples for example in asked]
@@ -75,7 +75,7 @@ class Evaluation:
       self._config,
       self._buckets,
       max_new_tokens=self._max_new_tokens,
-      end_ids=(self._end_id,),
+      end_ids=self._end_ids,
       pad_id=self._pad_id,
       group_size=math.gcd(size, self._group_size),
     )

@@ -10,7 +10,7 @@ from experiment_cases import tiny_settings
 
 from cqd_jax.archive import Grid
 from cqd_jax.experiment.evolution import make_emitter
-from cqd_jax.experiment.space import make_space
+from cqd_jax.experiment.space import MergeSpace, make_space
 from cqd_jax.low_rank import split_own
 from cqd_jax.models import DecoderConfig, bucket_prompts, decode_population, init_params
 from cqd_jax.search import CycleQD
@@ -34,7 +34,7 @@ def make_experts():
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_waste(tmp_path, caplog, kind):
   settings = dataclasses.replace(tiny_settings(tmp_path).evolution, **KINDS[kind])
-  space = make_space(settings, *make_experts())
+  space = make_space(settings, MergeSpace(*make_experts()))
   cycleqd = CycleQD(None, make_emitter(settings, space))
   scores = np.random.default_rng(0).uniform(size=(8, 3, 3)).astype(np.float32)
   grid = Grid.from_experts(scores[0], shape=4)

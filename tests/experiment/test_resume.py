@@ -18,10 +18,12 @@ from cqd_jax.experiment.commands import aggregate, evaluate, plot, report
 from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import resume_experiment, run_experiment
 from cqd_jax.experiment.run_files import open_run
+from cqd_jax.io.hf_write import save_pretrained
 from cqd_jax.io.history import History
 from cqd_jax.io.interrupt import Interrupt, Stopped
-from cqd_jax.io.model_folder import load_model, save_model
+from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.run_dir import RunDirError, locked
+from cqd_jax.models import DecoderConfig, init_params
 
 pytestmark = [
   needs_sandbox,
@@ -184,8 +186,8 @@ def test_a_report_of_an_unfinished_run_tells_how_far_it_is(copy):
 def test_a_model_that_is_not_there_or_of_another_shape_is_named(copy):
   with pytest.raises(RunDirError, match=r"no 'best' in .*models, which has base, expert-coding, expert-database"):
     evaluate(copy, "best", "test", QUIET)
-  params, about = load_model(copy / "models" / "base")
-  save_model(copy / "models" / "odd", {"w": params["embed"]["embedding"]}, about)
+  config = DecoderConfig(8, 4, 8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2)
+  save_pretrained(copy / "models" / "odd", init_params(jax.random.key(0), config), config)
   with pytest.raises(RunDirError, match="odd: is a model of another shape"):
     evaluate(copy, "odd", "test", QUIET)
 
@@ -272,7 +274,7 @@ def test_a_directory_that_is_no_run_or_of_another_format_is_named(tmp_path):
   with pytest.raises(RunDirError, match=r"not a run directory \(it has no run.json\)"):
     resume_experiment(tmp_path, QUIET)
   (tmp_path / "run.json").write_text('{"format": 99}')
-  with pytest.raises(RunDirError, match="expected a run of format 1"):
+  with pytest.raises(RunDirError, match="expected a run of format 2"):
     resume_experiment(tmp_path, QUIET)
 
 

@@ -11,7 +11,6 @@ import pytest
 from cqd_jax.archive import CyclingRepertoire, Grid
 from cqd_jax.io.checkpoint import Checkpoints, DamagedCheckpoint
 
-
 # TensorStore calls back into a reading that Orbax has given up because of an error: nobody's fault here.
 quiet = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -85,7 +85,7 @@ def test_answers_come_back_in_their_places(population, group_size, num_buckets):
     config=CONFIG,
     execute=execute,
     max_new_tokens=6,
-    end_id=END,
+    end_ids=(END,),
     pad_id=PAD,
     group_size=group_size,
     num_buckets=num_buckets,
