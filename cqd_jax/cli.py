@@ -28,6 +28,10 @@ from three experts to a report:
   cqd evolve experiments/skills.yaml --evolution.children 400 --evolution.mutation svd
   cqd evolve --help                                      every setting with its default
 
+your own models, in folders of Hugging Face (whole models or LoRA adapters):
+  cqd inspect BASE EXPERT EXPERT EXPERT                  do they fit, how do they differ, what rank holds them
+  cqd evolve experiments/llama3_agentbench.yaml --dry-run   files, shapes, memory and work, before anything is read
+
 a run that was stopped, killed, or out of disk:
   cqd resume runs/skills-seed-0
 
@@ -36,6 +40,7 @@ what it left behind (runs/skills-seed-0 as an example, finished or not):
   cqd plot runs/skills-seed-0 --format svg               its pictures for a paper
   cqd evaluate runs/skills-seed-0 --model aggregate      score a model on the test questions
   cqd aggregate runs/skills-seed-0 --out merged          the best elites as one model
+  cqd export runs/skills-seed-0 swarm --format peft --elites all   adapters for a server that holds one base
 """
 
 
@@ -119,6 +124,19 @@ def _make_parser() -> argparse.ArgumentParser:
   commands.add_parser(
     "evolve", help="train or load the experts, evolve, compare, and write a run directory", add_help=False
   )
+  inspect = commands.add_parser(
+    "inspect",
+    help="look at experts before they are merged",
+    description="Look at experts before they are merged: do they fit their base, how large are their task vectors, "
+    "what rank holds them, how alike are they.",
+    epilog=INSPECT,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  inspect.add_argument("base", type=Path, metavar="BASE", help="folder of the base model")
+  inspect.add_argument("experts", type=Path, nargs="+", metavar="EXPERT", help="folders: whole models, LoRA adapters")
+  inspect.add_argument("--figure", type=Path, help="draw energy by rank into this file (png, svg, pdf)")
+  inspect.add_argument("--max-rank", type=int, default=64, help="measure energy up to this rank (default: 64)")
+  inspect.set_defaults(run=_inspect)
   commands.add_parser("train", help="only train the base and the experts, into the cache", add_help=False)
 
   def add(name: str, run: Callable[[argparse.Namespace], None], text: str, epilog: str) -> argparse.ArgumentParser:
@@ -139,6 +157,21 @@ def _make_parser() -> argparse.ArgumentParser:
   evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="which questions")
   aggregate = add("aggregate", _aggregate, "merge the best elites of the archives into one model", AGGREGATE)
   aggregate.add_argument("--out", type=Path, help="folder to write (default: RUN_DIR/models/aggregate)")
+  export = add("export", _export, "write members of the swarm as models, or as LoRA adapters of one base", EXPORT)
+  export.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
+  export.add_argument("--format", choices=("hf", "peft"), default="hf", help="whole models, or LoRA adapters")
+  export.add_argument(
+    "--elites",
+    default="best",
+    help="all; best: of each archive; none: the best of all alone; or identities as 3,17 (default: best)",
+  )
+  export.add_argument("--rank", type=int, help="peft: of every module (default: the smallest that is exact)")
+  export.add_argument(
+    "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="peft: of the factors"
+  )
+  export.add_argument(
+    "--drop-vectors", action="store_true", help="peft: leave out changed norms and biases, which vLLM does not take"
+  )
   report = add("report", _report, "write the page that shows a run, finished or not", REPORT)
   report.add_argument("--out", type=Path, help="file to write (default: RUN_DIR/report.html)")
   plot = add("plot", _plot, "write every picture of the report as files, for a paper", PLOT)
@@ -168,6 +201,21 @@ fitnesses (CycleQD's final model). Taken from the newest checkpoint.
   cqd aggregate runs/skills-seed-0 --out merged
 """
 
+INSPECT = """\
+Nothing is loaded whole: matrices are read one by one, and adapters are never multiplied out.
+
+  cqd inspect models/base models/coding models/database models/os --figure energy.png
+"""
+
+EXPORT = """\
+OUT gets a folder a model, swarm.json that maps each to its scores and cells, and a README.md with the commands that
+serve them. An adapter is exact unless --rank is smaller than needed; the error is then told.
+
+  cqd export runs/skills-seed-0 merged                                      the best of each archive, and the aggregate
+  cqd export runs/skills-seed-0 swarm --format peft --elites all            a whole swarm for one server
+  cqd export runs/skills-seed-0 swarm --format peft --rank 16 --drop-vectors
+"""
+
 REPORT = """\
   cqd report runs/skills-seed-0                            then open runs/skills-seed-0/report.html
 """
@@ -179,13 +227,19 @@ PLOT = """\
 
 def _configured(command: str, arguments: list[str]) -> None:
   """`cqd evolve|train CONFIG.yaml [--a.b value]`: what is on the command line overrides the file."""
+  dry = command == "evolve" and "--dry-run" in arguments
+  arguments = [argument for argument in arguments if not (dry and argument == "--dry-run")]
   has_file = bool(arguments) and not arguments[0].startswith("-")
   default = load_settings(Path(arguments[0])) if has_file else ExperimentSettings()
   if not has_file and not {"-h", "--help"} & set(arguments):
     raise ConfigError(f"{command}: expected a configuration file, as in: cqd {command} experiments/skills.yaml")
   settings = _override(command, default, arguments[1:] if has_file else arguments)
   # Imported where it is used, here and below: it loads JAX, which neither --help nor a mistake needs.
-  if command == "train":
+  if dry:
+    from cqd_jax.experiment.dry_run import dry_run
+
+    dry_run(settings, make_console())
+  elif command == "train":
     from cqd_jax.experiment.commands import train
 
     train(settings, make_console())
@@ -206,7 +260,8 @@ def _override(command: str, default: ExperimentSettings, options: list[str]) -> 
         args=options,
         prog=f"cqd {command} CONFIG.yaml",
         description="Settings come from CONFIG.yaml; options override them by their dotted names.\n\n"
-        f"example: cqd {command} experiments/skills.yaml --seed 1 --evolution.children 400",
+        f"example: cqd {command} experiments/skills.yaml --seed 1 --evolution.children 400"
+        + ("\n\n--dry-run: check files and shapes, tell memory and work, and end." if command == "evolve" else ""),
         return_unknown_args=True,
       )
   except SystemExit as stop:
@@ -249,6 +304,21 @@ def _aggregate(arguments: argparse.Namespace) -> None:
   from cqd_jax.experiment.commands import aggregate
 
   aggregate(arguments.run_dir, arguments.out, make_console())
+
+
+def _export(arguments: argparse.Namespace) -> None:
+  from cqd_jax.experiment.swarm_export import ExportSettings, export
+
+  settings = ExportSettings(
+    arguments.format, arguments.elites, arguments.rank, arguments.dtype, keep_vectors=not arguments.drop_vectors
+  )
+  export(arguments.run_dir, arguments.out, settings, make_console())
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+  from cqd_jax.experiment.inspection import inspect
+
+  inspect(arguments.base, arguments.experts, make_console(), figure=arguments.figure, max_rank=arguments.max_rank)
 
 
 def _report(arguments: argparse.Namespace) -> None:

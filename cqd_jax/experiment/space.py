@@ -63,6 +63,7 @@ class Space:
     merged: of one individual, leaves `[...]`, the same in the merge space.
     expert_svd: of each expert the factors for `expert_svd_mutation`, leaves `[K, ...]`; None where it has no meaning.
     basis: the core space, if there is one.
+    cores: of one individual, leaves `[...]`, the same in that core space; None if there is none.
   """
 
   initial: Genotype
@@ -70,6 +71,7 @@ class Space:
   merged: Callable[[Genotype], Genotype]
   expert_svd: Callable[[], Genotype] | None
   basis: CoreBasis | None = None
+  cores: Callable[[Genotype], Genotype] | None = None
   others: tuple[str, ...] = ()
 
 
@@ -148,6 +150,7 @@ def _core_space(settings: EvolutionSettings, basis: CoreBasis, to_merge_space: C
     initial=basis.experts,
     models=functools.partial(_apply, basis, share_base=settings.share_base),
     merged=to_merge_space,
+    cores=lambda genotype: genotype,
     expert_svd=lambda: jax.vmap(functools.partial(factorise, rank=rank))(basis.experts),
     basis=basis,
   )
@@ -167,6 +170,7 @@ def _coefficient_space(settings: EvolutionSettings, basis: CoreBasis, to_merge_s
     initial=jnp.concatenate([experts, *sums]),
     models=lambda population: _apply(basis, merge_all(population, basis.experts), share_base=settings.share_base),
     merged=lambda genotype: to_merge_space(merge(genotype, basis.experts)),
+    cores=lambda genotype: merge(genotype, basis.experts),
     expert_svd=None,
     basis=basis,
     others=tuple(f"{scale:g} x the experts' sum" for scale in settings.coefficient_starts),

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import memory
 from benchmarks.__main__ import main
+from benchmarks.memory import MODELS
+from cqd_jax.experiment import memory
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.low_rank import LowRank, split_own
 from cqd_jax.models import DecoderConfig, bucket_prompts, init_params, unstack_layers
@@ -15,7 +16,7 @@ from cqd_jax.trees import is_matrix, map_with_path
 
 def make_plan(**changes):
   plan = {
-    "model": "llama3-8b", "rank": 16, "experts": 3, "elites": 675, "population": 4, "prompts": 2,
+    "name": "a model", "config": MODELS["llama3-8b"], "rank": 16, "experts": 3, "elites": 675, "population": 4, "prompts": 2,
     "prompt_tokens": 600, "answer_tokens": 200, "dtype": "bfloat16", "embeddings": False,
   }  # fmt: skip
   return memory.Plan(**{**plan, **changes})
@@ -37,8 +38,8 @@ def test_llama_3_8b_by_hand():
 
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_the_bytes_are_those_of_arrays_that_are_made(embeddings):
-  plan = make_plan(model="miniature", rank=4, experts=2, dtype="float32", embeddings=embeddings)
-  base = unstack_layers(init_params(jax.random.key(0), memory.MODELS["miniature"]))
+  plan = make_plan(config=MODELS["miniature"], rank=4, experts=2, dtype="float32", embeddings=embeddings)
+  base = unstack_layers(init_params(jax.random.key(0), MODELS["miniature"]))
 
   def update(path, leaf):
     if not is_matrix(path, leaf) or (path[0] != "layers" and not embeddings):
@@ -54,7 +55,7 @@ def test_the_bytes_are_those_of_arrays_that_are_made(embeddings):
   parts = memory.num_bytes(plan)
   assert parts["base model"] == num_bytes(basis.base)
   assert parts["bases"] == num_bytes((basis.left, basis.right))
-  assert parts["experts in them"] == num_bytes(basis.experts)
+  assert parts["experts"] == num_bytes(basis.experts)
   assert parts["children"] == 4 * num_bytes(basis.experts) // 2
 
 
@@ -66,11 +67,10 @@ def test_the_command_prints_the_table(capsys):
 
 
 @pytest.mark.usefixtures("optimised")
-def test_a_compiled_decoding_needs_no_more(monkeypatch):
+def test_a_compiled_decoding_needs_no_more():
   """What the compiler sets aside for caches, prefill and logits, of a small model with long prompts."""
   config = DecoderConfig(64, 32, 64, 3, 4, 2, 16)
-  monkeypatch.setitem(memory.MODELS, "small", config)
-  plan = make_plan(model="small", population=8, prompts=4, prompt_tokens=96, answer_tokens=32, dtype="float32")
+  plan = make_plan(config=config, population=8, prompts=4, prompt_tokens=96, answer_tokens=32, dtype="float32")
   parts = memory.num_bytes(plan)
   basis = memory.shapes(plan)
   own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((8, *leaf.shape[1:]), leaf.dtype), basis.experts)
