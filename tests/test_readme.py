@@ -5,7 +5,9 @@ import re
 import jax
 import numpy as np
 import pytest
+import yaml
 
+from cqd_jax.config import check_settings, parse_settings
 from cqd_jax.operators import linear_merge
 
 
@@ -40,6 +42,21 @@ def test_core_space(run, capsys):
   )
   expected = jax.tree.map(lambda one, other: one + other, names["base"], merged)
   jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), names["params"], expected)
+
+
+def test_hugging_face_folders(run):
+  names = run(2)
+  assert names["logits"].shape == (1, 3, 128)
+  assert names["model"].params["head"]["kernel"].dtype == "bfloat16"
+  assert names["model"].config == names["config"]
+
+
+def test_the_experiment_that_it_shows_is_one(pytestconfig):
+  text = (pytestconfig.rootpath / "README.md").read_text(encoding="utf-8")
+  (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+  settings = parse_settings(yaml.safe_load(shown), "README.md")
+  check_settings(settings, 3)
+  assert settings.evolution.share_base
 
 
 def test_pictures_and_files_that_it_names_exist(pytestconfig):
