@@ -81,7 +81,7 @@ def _read_bytes(folder: Path) -> None:
   """All bytes of the weights, into a buffer a thread."""
 
   def read(piece: tuple[int, int]) -> None:
-    os.preadv(piece[0], [np.empty(PIECE, np.uint8)], piece[1])
+    os.preadv(piece[0], [bytearray(PIECE)], piece[1])
 
   with ThreadPoolExecutor(THREADS) as pool:
     for file in sorted(folder.glob("*.safetensors")):
@@ -95,7 +95,7 @@ def _load_plainly(folder: Path) -> dict[str, Any]:
   config = open_pretrained(folder).config
   index = folder / "model.safetensors.index.json"
   shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-  tensors = {}
+  tensors: dict[str, np.ndarray] = {}
   for shard in sorted(shards):
     with safe_open(folder / shard, framework="np") as file:
       tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

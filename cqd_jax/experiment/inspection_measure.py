@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,6 +19,7 @@ from cqd_jax.io.hf import ModelFolder
 from cqd_jax.io.tensor_files import Reader
 from cqd_jax.low_rank import LowRank
 from cqd_jax.models.hf_layout import Placement
+from cqd_jax.trees import STACK
 from cqd_jax.trees import Path as TreePath
 
 KINDS = ("attention", "mlp", "embedding", "head", "norms", "biases")
@@ -33,9 +33,10 @@ class InspectedExpert:
   Attributes:
     name: by which it is told from the others.
     folder: where it is.
-    kind: "full model" or "LoRA adapter".
-    ranks: of an adapter's modules, each once, rising; of a full model none.
-    dtype: in which most of its weights are.
+    kind: in words.
+    is_adapter: whether it is an adapter, and not a full model.
+    ranks: of an adapter's modules, each once, rising.
+    dtype: in which most of its weights are; of an adapter every one that its factors have.
     num_bytes: of its weights on disk.
     declared_base: what an adapter says that its base is; None: nothing.
     num_changed: weights of the base that it changes; of a matrix that an adapter changes all are counted.
@@ -49,6 +50,7 @@ class InspectedExpert:
   name: str
   folder: Path
   kind: str
+  is_adapter: bool
   ranks: tuple[int, ...]
   dtype: str
   num_bytes: int
@@ -229,7 +231,8 @@ def _slices(placement: Placement, layer: int | None) -> tuple[slice, ...]:
 
 
 def _part_name(placement: Placement, layer: int | None) -> str:
-  return "/".join(placement.path) + ("" if layer is None else f" {layer}")
+  module = "/".join(name for name in placement.path[:-1] if name != STACK)
+  return module if layer is None else f"{module} {layer}"
 
 
 def _part_bytes(base: ModelFolder, experts: Iterable[Expert], placement: Placement, layer: int | None) -> int:
@@ -277,18 +280,16 @@ def _concluded_expert(name: str, expert: Expert, sums: _Sums, k: int) -> Inspect
   energy = float(sums.inner[k, k])
   with np.errstate(invalid="ignore"):
     by_rank = sums.captured[k] / sums.in_matrices[k]
-  ranks, dtype, declared = (), str(expert.model.dtype) if expert.model else "", None
-  if expert.adapter is not None:
-    modules = expert.adapter.modules.values()
-    ranks = tuple(sorted({module.a.shape[0] for module in modules}))
-    dtype = ", ".join(sorted({str(tensor.dtype) for module in modules for tensor in (module.a, module.b)}))
-    declared = expert.adapter.content.get("base_model_name_or_path")
+  modules = () if expert.adapter is None else tuple(expert.adapter.modules.values())
+  dtypes = {tensor.dtype for module in modules for tensor in (module.a, module.b)}
+  declared = None if expert.adapter is None else expert.adapter.content.get("base_model_name_or_path")
   return InspectedExpert(
     name=name,
     folder=expert.folder,
     kind=expert.kind,
-    ranks=ranks,
-    dtype=dtype,
+    is_adapter=expert.adapter is not None,
+    ranks=tuple(sorted({module.a.shape[0] for module in modules})),
+    dtype=", ".join(sorted(map(str, {expert.model.dtype} if expert.model else dtypes))),
     num_bytes=expert.num_bytes,
     declared_base=declared if isinstance(declared, str) else None,
     num_changed=int(sums.num_changed[k]),

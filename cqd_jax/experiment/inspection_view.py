@@ -1,10 +1,12 @@
 """An inspection on the terminal: tables, curves of one line, and what it means."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float
+from rich import box
 from rich.console import Console, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
@@ -45,7 +47,7 @@ def _parts(inspection: Inspection, *, ascii_only: bool) -> Iterator[RenderableTy
   yield _task_vectors(inspection)
   if any(expert.energy[-1] > 0 for expert in inspection.experts):
     yield _energy(inspection, ascii_only=ascii_only)
-  if len(inspection.experts) > 1:
+  if sum(expert.norm > 0 for expert in inspection.experts) > 1:
     yield _pairs(inspection)
   if sentences := advice(inspection):
     lines = Table.grid(padding=(0, 1))
@@ -83,7 +85,9 @@ def _task_vectors(inspection: Inspection) -> Table:
 def _energy(inspection: Inspection, *, ascii_only: bool) -> Table:
   ranks = doublings(inspection.max_rank)
   title = "Share of the energy in matrices that approximations of each rank hold"
-  table = _table(title, ["expert", "curve"], [*map(str, ranks), f"{MOST:.0%} at", f"{NEARLY_ALL:.0%} at"])
+  table = _table(
+    title, ["expert", f"1 to {inspection.max_rank}"], [*map(str, ranks), f"{MOST:.0%} at", f"{NEARLY_ALL:.0%} at"]
+  )
   for expert in inspection.experts:
     if not expert.energy[-1] > 0:
       _row(table, expert.name)
@@ -104,13 +108,13 @@ def _needed(expert: InspectedExpert, share: float) -> str:
 
 def _pairs(inspection: Inspection) -> Table:
   table = _table("Pairs", ["expert", "expert", "directions"], ["cosine", "s", "matrices"])
-  names = [expert.name for expert in inspection.experts]
-  for second in range(len(names)):
-    for first in range(second):
-      cosine, similarity = (float(own[first, second]) for own in (inspection.cosines, inspection.similarities))
-      figures = ["" if math.isnan(figure) else f"{figure:.3f}" for figure in (cosine, similarity)]
-      _row(table, names[first], names[second], relation(cosine), *figures, str(inspection.num_shared[first, second]))
-  some = f"the {inspection.max_rank} largest " if any(expert.sampled for expert in inspection.experts) else ""
+  changed = [k for k, expert in enumerate(inspection.experts) if expert.norm > 0]
+  for first, second in itertools.combinations(changed, 2):
+    cosine, similarity = (float(own[first, second]) for own in (inspection.cosines, inspection.similarities))
+    shared = int(inspection.num_shared[first, second])
+    names = [inspection.experts[k].name for k in (first, second)]
+    _row(table, *names, relation(cosine), f"{cosine:.3f}", f"{similarity:.3f}" if shared else "", str(shared))
+  some = f"{inspection.max_rank} largest " if any(expert.sampled for expert in inspection.experts) else ""
   table.caption = (
     "cosine: of the whole task vectors, exact. s: CycleQD's similarity, the mean over the matrices that both change of "
     f"the cosine of their {some}singular values; it compares how energy is spread over directions, not the directions."
@@ -119,9 +123,17 @@ def _pairs(inspection: Inspection) -> Table:
 
 
 def _table(title: str, left: list[str], right: list[str]) -> Table:
-  table = Table(title=title, title_justify="left", caption_justify="left", show_edge=False)
+  table = Table(
+    title=title,
+    title_justify="left",
+    caption_justify="left",
+    box=box.SIMPLE_HEAD,
+    show_edge=False,
+    pad_edge=False,
+    collapse_padding=True,
+  )
   for name in left:
-    table.add_column(name)
+    table.add_column(name, overflow="fold")
   for name in right:
     table.add_column(name, justify="right")
   return table

@@ -195,32 +195,50 @@ class Reader:
     _check_finite(out, tensor)
 
   def _by_blocks(self, tensor: Tensor, rows: range, columns: range, out: np.ndarray, transposed: bool) -> None:
-    block = self._buffer(len(columns), tensor.dtype)[: len(rows)]
-    width, size = tensor.shape[-1] if tensor.shape else 1, tensor.dtype.itemsize
-    descriptor, lines = self._files[tensor.file], [_bytes(line) for line in block]
+    block = self._block(len(columns), tensor.dtype)
+    own, lines = block.rows[: len(rows)], block.lines[: len(rows)]
+    width, size = tensor.shape[-1], tensor.dtype.itemsize
+    descriptor = self._files[tensor.file]
     if len(columns) == width:
       _read_exactly(descriptor, lines, tensor.offset + rows.start * width * size, tensor)
     else:
       for row, line in zip(rows, lines, strict=True):
         _read_exactly(descriptor, [line], tensor.offset + (row * width + columns.start) * size, tensor)
-    _check_finite(block, tensor)
-    turned = block.T if transposed else block
+    _check_finite(own, tensor)
+    turned = own.T if transposed else own
     if out.dtype == tensor.dtype:  # as plain numbers: nothing is to be known about floats
       unsigned = f"u{size}"
-      # First to a block that is whole in the cache: rows of `out` are far apart.
-      out.view(unsigned)[...] = np.ascontiguousarray(turned.view(unsigned))
+      # First to memory that stays in the cache: rows of `out` are far apart.
+      near = block.near[: own.size].view(unsigned).reshape(turned.shape)
+      near[...] = turned.view(unsigned)
+      out.view(unsigned)[...] = near
     else:
       with np.errstate(over="ignore"):
         out[...] = turned.astype(out.dtype)
       _check_finite(out, tensor, "values that do not fit in " + out.dtype.name)
 
-  def _buffer(self, columns: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """A block of this thread; its rows are `PADDING` bytes apart."""
-    size = BLOCK_ROWS * (columns * dtype.itemsize + PADDING)
-    if getattr(self._local, "memory", np.empty(0, np.uint8)).size < size:
-      self._local.memory = np.empty(size, np.uint8)
-    rows = self._local.memory[:size].view(dtype).reshape(BLOCK_ROWS, columns + PADDING // dtype.itemsize)
-    return np.asarray(rows[:, :columns])
+  def _block(self, columns: int, dtype: np.dtype[Any]) -> "_Block":
+    """The block of this thread for rows of so many columns."""
+    blocks: dict[tuple[int, np.dtype[Any]], _Block] = self._local.__dict__.setdefault("blocks", {})
+    if (columns, dtype) not in blocks:
+      blocks[columns, dtype] = _Block(columns, dtype)
+    return blocks[columns, dtype]
+
+
+class _Block:
+  """Memory for some rows of a tensor.
+
+  Attributes:
+    rows: `[BLOCK_ROWS, columns]`, `PADDING` bytes between them.
+    lines: the memory of each row.
+    near: memory for as many entries, without gaps.
+  """
+
+  def __init__(self, columns: int, dtype: np.dtype[Any]):
+    whole = np.empty((BLOCK_ROWS, columns + PADDING // dtype.itemsize), dtype)
+    self.rows = whole[:, :columns]
+    self.lines = [_bytes(row) for row in self.rows]
+    self.near = np.empty(BLOCK_ROWS * columns, dtype)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
