@@ -2,11 +2,12 @@
 
 The base rules. An expert must be the same decoder, and its tokenizer must mean the same by every token id that both
 know, and split text alike. Its vocabulary may be larger or smaller: rows of the embedding and the head that the base
-has not (padding, added tokens) are left out, with a warning where they are tokens; rows that the expert has not count
-as unchanged.
+has not (padding), and those of tokens that its tokenizer has not, are left out, with a warning where they are tokens;
+rows that the expert has not count as unchanged.
 """
 
 import dataclasses
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ import numpy as np
 
 from cqd_jax.io.hf import ModelFolder, load_tokenizer, open_pretrained
 from cqd_jax.io.peft import AdapterFolder, is_adapter, open_adapter
-from cqd_jax.io.tensor_files import DamagedWeights, Reader
+from cqd_jax.io.tensor_files import DamagedWeights, Reader, Tensor
 from cqd_jax.low_rank import LowRank
 from cqd_jax.models.hf_layout import Placement
 from cqd_jax.trees import Path as TreePath
+
+EMBEDDING, HEAD = ("embed", "embedding"), ("head", "kernel")
+
+BLOCK = 1 << 22
+"""Entries of two tensors that are compared at once."""
 
 PROBES = (
   "def twice(number):\n\treturn 2 * number  # 2x",
@@ -38,12 +44,14 @@ class Expert:
     base: the base model.
     model: the whole model, or None.
     adapter: the LoRA adapter, or None.
+    added: ids of tokens that the base's tokenizer has not.
   """
 
   folder: Path
   base: ModelFolder
   model: ModelFolder | None = None
   adapter: AdapterFolder | None = None
+  added: tuple[int, ...] = ()
 
   @property
   def kind(self) -> str:
@@ -64,11 +72,23 @@ class Expert:
     """
     placement = self.base.placements[path]
     if self.model is not None:
-      return _difference(self.base, self.model, reader, placement)
+      return self._without_added(path, _difference(self.base, self.model, reader, placement))
     assert self.adapter is not None
     if placement.tensor_shape[1:]:
-      return self.adapter.factors(reader, placement)
+      return self._without_added(path, self.adapter.factors(reader, placement))
     return self._replaced(reader, placement)
+
+  def _without_added(self, path: TreePath, change: Any) -> Any:
+    """The change of a leaf without that of tokens that the base's tokenizer has not, where the base has rows for them.
+
+    Zeros are written into `change`.
+    """
+    own = [index for index in self.added if index < self.base.config.vocab_size]
+    if own and change is not None and path == EMBEDDING:
+      (change.b if isinstance(change, LowRank) else change)[own] = 0
+    elif own and change is not None and path == HEAD:
+      (change.a if isinstance(change, LowRank) else change)[:, own] = 0
+    return change
 
   def _replaced(self, reader: Reader, placement: Placement) -> np.ndarray | None:
     """The change of vectors that an adapter has anew."""
@@ -97,8 +117,7 @@ def open_expert(folder: Path, base: ModelFolder) -> Expert:
   if is_adapter(folder):
     adapter = open_adapter(folder, base.placements, tied=base.config.tie_embeddings)
     _check_copies(adapter, base)
-    check_tokenizers(folder, base, rows=base.config.vocab_size)
-    return Expert(folder, base, adapter=adapter)
+    return Expert(folder, base, None, adapter, check_tokenizers(folder, base, rows=base.config.vocab_size))
   model = open_pretrained(folder)
   ours, theirs = (
     {**dataclasses.asdict(opened.config), "architecture": opened.content.get("architectures")}
@@ -107,11 +126,11 @@ def open_expert(folder: Path, base: ModelFolder) -> Expert:
   for name, value in ours.items():
     if name != "vocab_size" and theirs[name] != value:
       raise ValueError(f"{folder}: another {name} than its base: {theirs[name]}, and {value} in {base.folder}")
-  check_tokenizers(folder, base, rows=model.config.vocab_size)
-  return Expert(folder, base, model=model)
+  _check_head(model)
+  return Expert(folder, base, model, None, check_tokenizers(folder, base, rows=model.config.vocab_size))
 
 
-def check_tokenizers(folder: Path, base: ModelFolder, *, rows: int) -> None:
+def check_tokenizers(folder: Path, base: ModelFolder, *, rows: int) -> tuple[int, ...]:
   """Raises unless an expert's tokenizer, if it has one, means the same as the base's.
 
   Args:
@@ -119,33 +138,41 @@ def check_tokenizers(folder: Path, base: ModelFolder, *, rows: int) -> None:
     base: the base model.
     rows: of the expert's embedding.
 
+  Returns:
+    The ids of tokens that the expert's tokenizer has and the base's has not; there is a warning of them.
+
   Raises:
     ValueError: naming the first difference.
   """
-  own = None if _same_tokenizer_files(folder, base.folder) else load_tokenizer(folder)
+  if _same_tokenizer_files(folder, base.folder):
+    return ()
+  own = load_tokenizer(folder)
   if own is None or base.tokenizer is None:
-    known = own is not None or _same_tokenizer_files(folder, base.folder)
-    if rows != base.config.vocab_size and not known:
+    if rows != base.config.vocab_size:
       raise ValueError(
         f"{folder}: its vocabulary has {rows} tokens, that of {base.folder} {base.config.vocab_size}, and without both "
         "tokenizers nobody knows which is which"
       )
-    return
+    return ()
   ours = {index: token for token, index in base.tokenizer.get_vocab().items()}
   theirs = {index: token for token, index in own.get_vocab().items()}
   for index in sorted(ours.keys() & theirs.keys()):
     if ours[index] != theirs[index]:
       raise ValueError(f"{folder}: its token {index} is {theirs[index]!r}, that of {base.folder} {ours[index]!r}")
   for text in PROBES:
-    if _split(own, text) != _split(base.tokenizer, text):
+    if _split(own, text, folder) != _split(base.tokenizer, text, base.folder):
       raise ValueError(f"{folder}: its tokenizer splits text otherwise than that of {base.folder}, as {text[:30]!r}")
-  if added := [theirs[index] for index in sorted(theirs.keys() - ours.keys())]:
-    shown = ", ".join(map(repr, added[:5])) + (", ..." if added[5:] else "")
-    warnings.warn(f"{folder}: {len(added)} tokens that {base.folder} has not are left out: {shown}", stacklevel=2)
+  if added := sorted(theirs.keys() - ours.keys()):
+    shown = ", ".join(repr(theirs[index]) for index in added[:5]) + (", ..." if added[5:] else "")
+    warnings.warn(f"{folder}: {len(added)} tokens that {base.folder} has not are left out: {shown}", stacklevel=3)
+  return tuple(added)
 
 
-def _split(tokenizer: Any, text: str) -> list[int]:
-  ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+def _split(tokenizer: Any, text: str, folder: Path) -> list[int]:
+  try:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+  except Exception as error:  # of many kinds, some of them of Rust
+    raise ValueError(f"{folder}: its tokenizer cannot split {text[:30]!r} ({error})") from error
   return ids
 
 
@@ -157,12 +184,12 @@ def _same_tokenizer_files(first: Path, second: Path) -> bool:
 def _difference(base: ModelFolder, model: ModelFolder, reader: Reader, placement: Placement) -> np.ndarray:
   """What a whole model has more than the base; rows of tokens that one of them has not: nothing."""
   path, shape = placement.path, placement.shape
-  if path not in (("embed", "embedding"), ("head", "kernel")):
+  if path not in (EMBEDDING, HEAD):
     part = (slice(None),) * len(shape)
     before, after = (opened.read_part(reader, path, part, np.float32) for opened in (base, model))
     after -= before
     return after
-  axis = 0 if path[0] == "embed" else 1
+  axis = 0 if path == EMBEDDING else 1
   common = min(base.config.vocab_size, model.config.vocab_size)
   part = tuple(slice(0, common) if dimension == axis else slice(None) for dimension in range(2))
   change = np.zeros(shape, np.float32)
@@ -177,12 +204,34 @@ def _check_copies(adapter: AdapterFolder, base: ModelFolder) -> None:
     for name, tensor in adapter.replaced.items():
       if not name.endswith(".weight"):
         continue  # a bias, which may be another
-      own = base.tensors.get(name) or base.tensors["model.embed_tokens.weight"]
-      theirs, ours = (np.empty(each.shape, np.float32) for each in (tensor, own))
-      reader.read(tensor, theirs)
-      reader.read(own, ours)
-      if not np.array_equal(theirs, ours.astype(tensor.dtype).astype(np.float32)):
+      if not _same_values(reader, tensor, base.tensors.get(name) or base.tensors["model.embed_tokens.weight"]):
         raise DamagedWeights(
           f"{tensor.file}: {tensor.name!r} is not that of the base {base.folder}: weights that were trained in full "
           "beside an adapter are not supported"
         )
+
+
+def _check_head(model: ModelFolder) -> None:
+  """Raises if a model whose head is its embedding comes with another head, which would be lost."""
+  head = model.tensors.get("lm_head.weight")
+  if head is None or not model.config.tie_embeddings:
+    return
+  embedding = model.tensors["model.embed_tokens.weight"]
+  with Reader() as reader:
+    if head.shape != embedding.shape or not _same_values(reader, head, embedding):
+      raise DamagedWeights(f"{head.file}: {head.name!r} is not the embedding, though tie_word_embeddings=true")
+
+
+def _same_values(reader: Reader, tensor: Tensor, other: Tensor) -> bool:
+  """Whether a tensor is another one of its shape, rounded to its dtype."""
+  rows = max(1, BLOCK // math.prod(tensor.shape[1:]))
+  rest = tensor.shape[1:]
+  for start in range(0, tensor.shape[0], rows):
+    part = (slice(start, start + rows), *(slice(None) for _ in rest))
+    one, two = (np.empty((min(rows, tensor.shape[0] - start), *rest), np.float32) for _ in range(2))
+    reader.read(tensor, one, part=part)
+    reader.read(other, two, part=part)
+    with np.errstate(over="ignore"):
+      if not np.array_equal(one, two.astype(tensor.dtype).astype(np.float32)):
+        return False
+  return True

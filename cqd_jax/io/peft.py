@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,19 @@ from cqd_jax.trees import Path as TreePath
 
 ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+EMBEDDING = "model.embed_tokens"
+
+ENDINGS = (
+  (".lora_A.weight", "A"),
+  (".lora_B.weight", "B"),
+  (".lora_embedding_A", "A"),
+  (".lora_embedding_B", "B"),
+  (".base_layer.bias", "bias"),
+  (".base_layer.weight", "weight"),
+  (".bias", "bias"),
+  (".weight", "weight"),
+)
+"""Of the names of an adapter's tensors, and which part of their module they are."""
 
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
@@ -105,7 +119,10 @@ class AdapterFolder:
       size = module.a.shape[0]
       reader.read(module.a, b[layer, :, :size], transposed=True)
       reader.read(module.b, a[layer, :size], transposed=True)
-      a[layer] *= module.scale
+      with np.errstate(over="ignore", invalid="ignore"):
+        a[layer] *= module.scale
+      if not np.isfinite(a[layer]).all():
+        raise DamagedWeights(f"{module.b.file}: {module.b.name!r} times {module.scale} does not fit in float32")
     return LowRank(b, a) if placement.stacked else LowRank(b[0], a[0])  # type: ignore[arg-type]
 
 
@@ -134,20 +151,8 @@ def open_adapter(folder: Path, wanted: Mapping[TreePath, Placement], *, tied: bo
   _refuse_features(content, source)
   shapes = {name: placement.tensor_shape for placement in wanted.values() for name in placement.names}
   if tied:
-    shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
-  pairs: dict[str, dict[str, Tensor]] = {}
-  replaced: dict[str, Tensor] = {}
-  for name, tensor in find_tensors(folder, "adapter_model").items():
-    module, part = _parse(name)
-    target = f"{module}.{'weight' if part in 'AB' else part}"
-    if target not in shapes:
-      raise DamagedWeights(f"{tensor.file}: {name!r} belongs to {target!r}, which the base model has not")
-    if part in ("A", "B"):
-      pairs.setdefault(module, {})[part] = tensor
-    else:
-      replaced[target] = tensor
-      if tensor.shape != shapes[target]:
-        raise DamagedWeights(f"{tensor.file}: {name!r} has shape {tensor.shape}, the base model {shapes[target]}")
+    shapes["lm_head.weight"] = shapes[f"{EMBEDDING}.weight"]
+  pairs, replaced = _sort(find_tensors(folder, "adapter_model"), shapes)
   modules = {name: _module(name, pair, shapes, content, folder) for name, pair in pairs.items()}
   if not modules and not replaced:
     raise DamagedWeights(f"{folder}: the adapter holds no weights")
@@ -173,27 +178,43 @@ def _refuse_features(content: Mapping[str, Any], source: Path) -> None:
     raise ValueError(f"{source}: bias: expected none, all or lora_only, got {content['bias']!r}")
 
 
+def _sort(
+  tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+  """An adapter's tensors: the factors A and B by module, and by their names those that replace the base's."""
+  pairs: dict[str, dict[str, Tensor]] = {}
+  replaced: dict[str, Tensor] = {}
+  for name, tensor in tensors.items():
+    module, part = _parse(name)
+    target = f"{module}.{'weight' if part in ('A', 'B') else part}" if part else module
+    if target not in shapes:
+      raise DamagedWeights(f"{tensor.file}: {name!r} belongs to {target!r}, which the base model has not")
+    owner, key = (pairs.setdefault(module, {}), part) if part in ("A", "B") else (replaced, target)
+    if key in owner:
+      raise DamagedWeights(f"{tensor.file}: {owner[key].name!r} and {name!r} are the same tensor of {module!r}")
+    owner[key] = tensor
+    if owner is replaced and tensor.shape != shapes[target]:
+      raise DamagedWeights(f"{tensor.file}: {name!r} has shape {tensor.shape}, the base model {shapes[target]}")
+  return pairs, replaced
+
+
 def _parse(name: str) -> tuple[str, str]:
-  """The module of the base model to which an adapter's tensor belongs, and which part it is: A, B, bias, weight."""
-  module = name.removeprefix(PREFIX)
-  for ending, part in (
-    (".lora_A.weight", "A"),
-    (".lora_B.weight", "B"),
-    (".lora_embedding_A", "A"),
-    (".lora_embedding_B", "B"),
-    (".base_layer.bias", "bias"),
-    (".base_layer.weight", "weight"),
-    (".bias", "bias"),
-    (".weight", "weight"),
-  ):
-    if module.endswith(ending):
-      return module.removesuffix(ending), part
-  return module, "unknown"
+  """The module of the base model to which an adapter's tensor belongs, and which part it is: A, B, bias, weight.
+
+  The whole name and "", if it is none of these; an embedding has factors of other names than other modules.
+  """
+  whole = name.removeprefix(PREFIX)
+  for ending, part in ENDINGS:
+    if whole.endswith(ending):
+      module = whole.removesuffix(ending)
+      fits = part not in ("A", "B") or ("embedding" in ending) == (module == EMBEDDING)
+      return (module, part) if fits else (whole, "")
+  return whole, ""
 
 
 def _check_tied(modules: Mapping[str, Module], folder: Path) -> None:
   """Raises unless embedding and head, one matrix in the base, are changed alike: PEFT changes each by itself."""
-  embedding, head = (modules.get(name) for name in ("model.embed_tokens", "lm_head"))
+  embedding, head = (modules.get(name) for name in (EMBEDDING, "lm_head"))
   if embedding is None and head is None:
     return
   if (
@@ -226,10 +247,12 @@ def _module(
   alpha = _of_pattern(content, "alpha_pattern", name, content.get("lora_alpha"), source)
   if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
     raise ValueError(f"{source}: r: expected an integer of at least 1, got {rank!r} for {name}")
-  if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+  if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
     raise ValueError(f"{source}: lora_alpha: expected a number, got {alpha!r} for {name}")
+  if len(shapes[f"{name}.weight"]) != 2:
+    raise DamagedWeights(f"{a.file}: has LoRA factors of {name!r}, which is no matrix")
   size_out, size_in = shapes[f"{name}.weight"]
-  if a.name.endswith("lora_embedding_A"):
+  if name == EMBEDDING:
     size_out, size_in = size_in, size_out
   if a.shape != (rank, size_in) or b.shape != (size_out, rank):
     raise DamagedWeights(
@@ -248,7 +271,7 @@ def _of_pattern(content: Mapping[str, Any], name: str, module: str, default: Any
     try:
       if _compiled(pattern).match(module):
         return value
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
       raise ValueError(f"{source}: {name}: {pattern!r} is no pattern ({error})") from error
   return default
 

@@ -13,6 +13,7 @@ from cqd_jax.genotypes import CoreBasis
 from cqd_jax.io.hf_write import whole_folder, write_tensors
 from cqd_jax.io.peft import ADAPTER_CONFIG, PREFIX
 from cqd_jax.io.run_dir import write_json, write_text
+from cqd_jax.io.tensor_files import DTYPES
 from cqd_jax.models.config import DecoderConfig
 from cqd_jax.models.hf_layout import Placement, placements
 from cqd_jax.trees import leaf_path
@@ -39,7 +40,10 @@ class Written(NamedTuple):
 
 
 class _Svd(NamedTuple):
-  """The task vector of one leaf of matrices by its cores' singular values, float64, `[L, ...]` or `[1, ...]`."""
+  """The task vector of one leaf of matrices by its singular values, float64, `[L, ...]` or `[1, ...]`.
+
+  Its singular vectors are `left @ u` and `right @ vt^T`.
+  """
 
   placement: Placement
   left: np.ndarray
@@ -81,10 +85,13 @@ def save_adapter(
     The rank, and what is lost by it.
 
   Raises:
-    ValueError: if the folder exists, `rank` is below 1, the genotype is of another basis, or is not finite.
+    ValueError: if the folder exists, `rank` is below 1, the genotype is of another basis, is not finite or does not
+      fit `dtype`; if `dtype` is another, or `config` not the decoder of the base.
   """
   if rank is not None and rank < 1:
     raise ValueError(f"rank: expected at least 1, got {rank}")
+  if np.dtype(dtype) not in DTYPES.values():
+    raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES.values()))}, got {np.dtype(dtype)}")
   svds = list(_decompose(basis, genotype, config))
   exact = max((_numerical_rank(svd.s) for svd in svds), default=0)
   chosen = max(1, exact if rank is None else min(rank, max(exact, 1)))
@@ -98,39 +105,41 @@ def save_adapter(
     left_out, changed = tuple("/".join(placement.path) for placement, _ in changed), []
   tensors: dict[str, np.ndarray] = {}
   targets = set()
-  for svd in svds:
-    if svd.s.any():
-      tensors |= {name: factor.astype(dtype) for name, factor in _factors(svd, chosen, tied=config.tie_embeddings)}
-      targets |= _targets(svd.placement, tied=config.tie_embeddings)
+  # An adapter must have a module, if only one that changes nothing.
+  query = next(svd for svd in svds if svd.placement.path[-2:] == ("query", "kernel"))
+  for svd in [svd for svd in svds if svd.s.any()] or [query]:
+    tensors |= {name: _cast(factor, dtype, name) for name, factor in _factors(svd, chosen, tied=config.tie_embeddings)}
+    targets |= _targets(svd.placement, tied=config.tie_embeddings)
   tensors |= _whole_vectors(basis, vectors, changed, targets)
-  if not tensors:  # the base itself: an adapter must have a module
-    query = next(svd for svd in svds if svd.placement.path[-2:] == ("query", "kernel"))
-    tensors = {name: factor.astype(dtype) for name, factor in _factors(query, chosen, tied=False)}
-    targets = _targets(query.placement, tied=False)
-  biased = any(placement.path[-1] == "bias" for placement, _ in changed)
-  normed = any(placement.path[-1] == "scale" for placement, _ in changed)
-  content = {
+  with whole_folder(Path(folder)) as unfinished:
+    write_tensors(unfinished / "adapter_model.safetensors", tensors)
+    write_json(unfinished / ADAPTER_CONFIG, _settings(base_name, chosen, targets, changed))
+    if card:
+      write_text(unfinished / "README.md", card)
+  return Written(chosen, (lost / total) ** 0.5 if total else 0.0, bool(changed), left_out)
+
+
+def _settings(
+  base_name: str, rank: int, targets: set[str], changed: list[tuple[Placement, np.ndarray]]
+) -> dict[str, Any]:
+  """The content of `adapter_config.json`."""
+  kinds = {placement.path[-1] for placement, _ in changed}
+  return {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": base_name,
-    "r": chosen,
-    "lora_alpha": chosen,
+    "r": rank,
+    "lora_alpha": rank,
     "lora_dropout": 0.0,
     "target_modules": sorted(targets),
-    "bias": "all" if biased else "none",
-    "modules_to_save": ["norm"] if normed else None,  # by their endings: all norms
+    "bias": "all" if "bias" in kinds else "none",
+    "modules_to_save": ["norm"] if "scale" in kinds else None,  # by their endings: all norms
     "use_rslora": False,
     "use_dora": False,
     "fan_in_fan_out": False,
     "init_lora_weights": True,
     "inference_mode": True,
   }
-  with whole_folder(Path(folder)) as unfinished:
-    write_tensors(unfinished / "adapter_model.safetensors", tensors)
-    write_json(unfinished / ADAPTER_CONFIG, content)
-    if card:
-      write_text(unfinished / "README.md", card)
-  return Written(chosen, (lost / total) ** 0.5 if total else 0.0, bool(changed), left_out)
 
 
 def _decompose(basis: CoreBasis, genotype: Genotype, config: DecoderConfig) -> Iterator[_Svd]:
@@ -144,18 +153,25 @@ def _decompose(basis: CoreBasis, genotype: Genotype, config: DecoderConfig) -> I
     bases = [np.asarray(own, np.float32).astype(np.float64) for own in (left, right)]
     if not placement.stacked:
       core, *bases = (array[None] for array in (core, *bases))
-    u, s, vt = np.linalg.svd(core, full_matrices=False)
-    yield _Svd(placement, bases[0], u, np.where(s > NOISE * s.max(initial=0.0), s, 0.0), vt, bases[1])
+    # Bases that were rounded, as to bfloat16, are orthonormal no longer: each is orthonormal columns times its root.
+    left_root, right_root = (np.linalg.cholesky(own.mT @ own).mT for own in bases)
+    u, s, vt = np.linalg.svd(left_root @ core @ right_root.mT, full_matrices=False)
+    s = np.where(s > NOISE * s.max(axis=-1, keepdims=True), s, 0.0)
+    u, v = np.linalg.solve(left_root, u), np.linalg.solve(right_root, vt.mT)
+    yield _Svd(placement, bases[0], u, s, v.mT, bases[1])
 
 
 def _by_leaf(basis: CoreBasis, genotype: Genotype, config: DecoderConfig) -> Iterator[tuple[Placement, Any, Any, Any]]:
   """Of each leaf its placement, the genotype's own, and the two bases (None at vectors)."""
   wanted = {placement.path: placement for placement in placements(config)}
   structure: Any = jax.tree.structure(basis.base)
-  trees = (genotype, basis.experts, basis.left, basis.right)
-  columns = (structure.flatten_up_to(tree) for tree in trees)
-  for (key_path, _), own, expert, left, right in zip(jax.tree.leaves_with_path(basis.base), *columns, strict=True):
-    path = leaf_path(key_path)
+  if jax.tree.structure(genotype) != structure:
+    raise ValueError("genotype: expected the structure of the base's params, and a core or a vector at each leaf")
+  shapes = {leaf_path(key_path): leaf.shape for key_path, leaf in jax.tree.leaves_with_path(basis.base)}
+  if shapes != {path: placement.shape for path, placement in wanted.items()}:
+    raise ValueError("config: is not the decoder of the basis's base")
+  columns = (structure.flatten_up_to(tree) for tree in (genotype, basis.experts, basis.left, basis.right))
+  for path, own, expert, left, right in zip(shapes, *columns, strict=True):
     if np.shape(own) != expert.shape[1:]:
       raise ValueError(f"genotype at {'/'.join(path)}: expected shape {expert.shape[1:]}, got {np.shape(own)}")
     yield wanted[path], own, left, right
@@ -183,6 +199,14 @@ def _factors(svd: _Svd, rank: int, *, tied: bool) -> Iterator[tuple[str, np.ndar
     else:
       yield f"{module}.lora_A.weight", rows
       yield f"{module}.lora_B.weight", columns
+
+
+def _cast(factor: np.ndarray, dtype: jax.typing.DTypeLike, name: str) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    cast = factor.astype(dtype)
+  if not np.isfinite(cast.astype(np.float32)).all():
+    raise ValueError(f"genotype: {name} does not fit in {np.dtype(dtype)}; nothing was written")
+  return cast
 
 
 def _targets(placement: Placement, *, tied: bool) -> set[str]:

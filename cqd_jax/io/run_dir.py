@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError as error:
     raise RunDirError(f"{path}: no such file") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise RunDirError(f"{path}: not JSON ({error})") from error
 
 

@@ -16,8 +16,8 @@ from cqd_jax.trees import is_matrix, map_with_path
 
 def make_plan(**changes):
   plan = {
-    "name": "a model", "config": MODELS["llama3-8b"], "rank": 16, "experts": 3, "elites": 675, "population": 4, "prompts": 2,
-    "prompt_tokens": 600, "answer_tokens": 200, "dtype": "bfloat16", "embeddings": False,
+    "name": "a model", "config": MODELS["llama3-8b"], "rank": 16, "experts": 3, "elites": 675, "population": 4,
+    "prompts": 2, "prompt_tokens": 600, "answer_tokens": 200, "dtype": "bfloat16", "embeddings": False,
   }  # fmt: skip
   return memory.Plan(**{**plan, **changes})
 
