@@ -7,24 +7,20 @@ rows that the expert has not count as unchanged.
 """
 
 import dataclasses
-import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cqd_jax.io.hf import ModelFolder, load_tokenizer, open_pretrained
+from cqd_jax.io.hf import ModelFolder, check_tied_head, load_tokenizer, open_pretrained
 from cqd_jax.io.peft import AdapterFolder, is_adapter, open_adapter
-from cqd_jax.io.tensor_files import DamagedWeights, Reader, Tensor
+from cqd_jax.io.tensor_files import DamagedWeights, Reader, same_values
 from cqd_jax.low_rank import LowRank
 from cqd_jax.models.hf_layout import Placement
 from cqd_jax.trees import Path as TreePath
 
 EMBEDDING, HEAD = ("embed", "embedding"), ("head", "kernel")
-
-BLOCK = 1 << 22
-"""Entries of two tensors that are compared at once."""
 
 PROBES = (
   "def twice(number):\n\treturn 2 * number  # 2x",
@@ -126,7 +122,8 @@ def open_expert(folder: Path, base: ModelFolder) -> Expert:
   for name, value in ours.items():
     if name != "vocab_size" and theirs[name] != value:
       raise ValueError(f"{folder}: another {name} than its base: {theirs[name]}, and {value} in {base.folder}")
-  _check_head(model)
+  with Reader() as reader:
+    check_tied_head(model, reader)  # another one would be lost
   return Expert(folder, base, model, None, check_tokenizers(folder, base, rows=model.config.vocab_size))
 
 
@@ -204,34 +201,8 @@ def _check_copies(adapter: AdapterFolder, base: ModelFolder) -> None:
     for name, tensor in adapter.replaced.items():
       if not name.endswith(".weight"):
         continue  # a bias, which may be another
-      if not _same_values(reader, tensor, base.tensors.get(name) or base.tensors["model.embed_tokens.weight"]):
+      if not same_values(reader, tensor, base.tensors.get(name) or base.tensors["model.embed_tokens.weight"]):
         raise DamagedWeights(
           f"{tensor.file}: {tensor.name!r} is not that of the base {base.folder}: weights that were trained in full "
           "beside an adapter are not supported"
         )
-
-
-def _check_head(model: ModelFolder) -> None:
-  """Raises if a model whose head is its embedding comes with another head, which would be lost."""
-  head = model.tensors.get("lm_head.weight")
-  if head is None or not model.config.tie_embeddings:
-    return
-  embedding = model.tensors["model.embed_tokens.weight"]
-  with Reader() as reader:
-    if head.shape != embedding.shape or not _same_values(reader, head, embedding):
-      raise DamagedWeights(f"{head.file}: {head.name!r} is not the embedding, though tie_word_embeddings=true")
-
-
-def _same_values(reader: Reader, tensor: Tensor, other: Tensor) -> bool:
-  """Whether a tensor is another one of its shape, rounded to its dtype."""
-  rows = max(1, BLOCK // math.prod(tensor.shape[1:]))
-  rest = tensor.shape[1:]
-  for start in range(0, tensor.shape[0], rows):
-    part = (slice(start, start + rows), *(slice(None) for _ in rest))
-    one, two = (np.empty((min(rows, tensor.shape[0] - start), *rest), np.float32) for _ in range(2))
-    reader.read(tensor, one, part=part)
-    reader.read(other, two, part=part)
-    with np.errstate(over="ignore"):
-      if not np.array_equal(one, two.astype(tensor.dtype).astype(np.float32)):
-        return False
-  return True

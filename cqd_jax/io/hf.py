@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from cqd_jax.genotypes.placement import param_shardings
 from cqd_jax.io.hf_write import save_pretrained
 from cqd_jax.io.run_dir import read_json
-from cqd_jax.io.tensor_files import DamagedWeights, Reader, Tensor, aligned_empty, find_tensors
+from cqd_jax.io.tensor_files import DTYPES, DamagedWeights, Reader, Tensor, aligned_empty, find_tensors, same_values
 from cqd_jax.models.config import DecoderConfig
 from cqd_jax.models.hf_config import decoder_config
 from cqd_jax.models.hf_layout import Placement, param_shapes, placements
@@ -187,11 +187,13 @@ def load_pretrained(
 
   Raises:
     ValueError: naming folder, file, tensor or setting: see `open_pretrained`; weights that are not finite, or do not
-      fit `dtype`.
+      fit `dtype`; a `dtype` of another kind.
   """
+  if dtype is not None and np.dtype(dtype) not in DTYPES.values():
+    raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES.values()))}, got {np.dtype(dtype)}")
   opened = open_pretrained(folder)
   with Reader(on_read) as reader:
-    _check_tied_head(opened, reader)
+    check_tied_head(opened, reader)
     leaves = [leaf for _, leaf in opened.read_leaves(reader, dtype, mesh)]
   structure: Any = jax.tree.structure(opened.shapes())
   return Pretrained(jax.tree.unflatten(structure, leaves), opened.config, opened)
@@ -280,25 +282,15 @@ def load_tokenizer(folder: Path) -> Any:
     raise ValueError(f"{folder}: its tokenizer cannot be read ({_first_line(error)})") from error
 
 
-def _check_tied_head(opened: ModelFolder, reader: Reader) -> None:
-  """Raises if a tied model comes with a head of its own that is not the embedding."""
+def check_tied_head(opened: ModelFolder, reader: Reader) -> None:
+  """Raises `DamagedWeights` if a tied model comes with a head of its own that is not the embedding."""
   head = opened.tensors.get("lm_head.weight")
   if head is None or not opened.config.tie_embeddings:
     return
-  embedding = opened.tensors["model.embed_tokens.weight"]
-  rows = max(1, (1 << 22) // embedding.shape[1])
-  same = head.shape == embedding.shape
-  for start in range(0, embedding.shape[0] if same else 0, rows):
-    pieces = []
-    for tensor in (head, embedding):
-      part = (slice(start, start + rows), slice(None))
-      pieces.append(np.empty((len(range(*part[0].indices(tensor.shape[0]))), tensor.shape[1]), np.float32))
-      reader.read(tensor, pieces[-1], part=part)
-    same = same and np.array_equal(pieces[0], pieces[1])
-  if not same:
+  if not same_values(reader, head, opened.tensors["model.embed_tokens.weight"]):
     raise DamagedWeights(
-      f"{head.file}: 'lm_head.weight' is not the embedding, though {CONFIG} has tie_word_embeddings=true; set it to "
-      "false to keep both"
+      f"{head.file}: {head.name!r} is not the embedding, though {CONFIG} has tie_word_embeddings=true; set it to false "
+      "to keep both"
     )
 
 

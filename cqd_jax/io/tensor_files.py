@@ -5,6 +5,7 @@ way. That is done on blocks that stay in the cache, in the threads that read, wh
 """
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -239,6 +240,23 @@ class _Block:
     self.rows = whole[:, :columns]
     self.lines = [_bytes(row) for row in self.rows]
     self.near = np.empty(BLOCK_ROWS * columns, dtype)
+
+
+def same_values(reader: Reader, tensor: Tensor, other: Tensor) -> bool:
+  """Whether a tensor is another one, rounded to its dtype; block by block."""
+  if tensor.shape != other.shape:
+    return False
+  rest = tensor.shape[1:]
+  rows = max(1, PIECE // (4 * max(1, math.prod(rest))))
+  for start in range(0, tensor.shape[0], rows):
+    part = (slice(start, start + rows), *(slice(None) for _ in rest))
+    one, two = (np.empty((min(rows, tensor.shape[0] - start), *rest), np.float32) for _ in range(2))
+    reader.read(tensor, one, part=part)
+    reader.read(other, two, part=part)
+    with np.errstate(over="ignore"):
+      if not np.array_equal(one, two.astype(tensor.dtype).astype(np.float32)):
+        return False
+  return True
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

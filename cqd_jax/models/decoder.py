@@ -169,18 +169,19 @@ def rms_norm(params: Params, config: DecoderConfig, x: Float[Array, "*B d"]) -> 
 def rope_frequencies(config: DecoderConfig) -> Float[Array, " F"]:
   """Radians a position, `[head_dim / 2]` float32 (Su et al. 2021, arXiv:2104.09864), stretched by `rope_scaling`.
 
-  Computed on the host, step by step in float32: that is how published models were trained, and at position 100,000 the
-  last bit of a frequency turns a head by a hundredth of a radian.
+  Computed on the host, rounded to float32 after each step: that is how published models were trained, and at position
+  100,000 the last bit of a frequency turns a head by a hundredth of a radian.
   """
   exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-  frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
+  powers = (np.float64(config.rope_theta) ** exponents.astype(np.float64)).astype(np.float32)
+  frequencies = np.float32(1) / powers
   return jnp.asarray(frequencies if config.rope_scaling is None else _stretch(frequencies, config.rope_scaling))
 
 
 def _stretch(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
   """Llama 3.1's rule: 1 / factor of long waves, short waves as they are, a linear blend in between."""
-  wavelengths = np.float32(2 * math.pi) / frequencies
-  turns = np.float32(scaling.original_max_positions) / wavelengths
+  wavelengths = np.float32(2 * math.pi) * (np.float32(1) / frequencies)
+  turns = np.float32(scaling.original_max_positions) * (np.float32(1) / wavelengths)
   low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
   kept = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
   stretched = frequencies / np.float32(scaling.factor)

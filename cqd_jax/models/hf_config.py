@@ -14,8 +14,8 @@ from cqd_jax.models.config import DecoderConfig, RopeScaling
 ARCHITECTURES: dict[str, dict[str, Any]] = {
   "LlamaForCausalLM": {"model_type": "llama"},
   "MistralForCausalLM": {"model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 4096},
-  "Qwen2ForCausalLM": {"model_type": "qwen2", "num_key_value_heads": 32},
-  "Qwen3ForCausalLM": {"model_type": "qwen3", "num_key_value_heads": 32, "head_dim": 128},
+  "Qwen2ForCausalLM": {"model_type": "qwen2", "num_key_value_heads": 32, "sliding_window": 4096},
+  "Qwen3ForCausalLM": {"model_type": "qwen3", "num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
 }
 """What is read, with the values that transformers takes where a file is silent (None: those of `_DEFAULTS`)."""
 
@@ -79,26 +79,27 @@ def decoder_config(content: Mapping[str, Any], source: str = "config.json") -> D
   qwen2, llama = architecture == "Qwen2ForCausalLM", architecture == "LlamaForCausalLM"
   biased = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") and read.flag("attention_bias")
   depth = read.integer("num_hidden_layers")
-  theta, scaling = _rope(given, architecture, read)
+  theta, scaling = _rope(given, read)
+  fields: dict[str, Any] = {
+    "vocab_size": read.integer("vocab_size"),
+    "hidden_size": hidden,
+    "intermediate_size": read.integer("intermediate_size"),
+    "num_layers": depth,
+    "num_heads": heads,
+    "num_kv_heads": kv_heads,
+    "head_dim": read.integer("head_dim") if "head_dim" in given else hidden // heads,
+    "rope_theta": theta,
+    "rope_scaling": scaling,
+    "rms_norm_eps": read.number("rms_norm_eps"),
+    "qkv_bias": qwen2 or biased,
+    "output_bias": biased,
+    "mlp_bias": llama and read.flag("mlp_bias"),
+    "qk_norm": architecture == "Qwen3ForCausalLM",
+    "tie_embeddings": read.flag("tie_word_embeddings"),
+    "sliding_window": _sliding_window(given, architecture, depth, read),
+  }
   try:
-    return DecoderConfig(
-      vocab_size=read.integer("vocab_size"),
-      hidden_size=hidden,
-      intermediate_size=read.integer("intermediate_size"),
-      num_layers=depth,
-      num_heads=heads,
-      num_kv_heads=kv_heads,
-      head_dim=read.integer("head_dim") if "head_dim" in given else hidden // heads,
-      rope_theta=theta,
-      rope_scaling=scaling,
-      rms_norm_eps=read.number("rms_norm_eps"),
-      qkv_bias=qwen2 or biased,
-      output_bias=biased,
-      mlp_bias=llama and read.flag("mlp_bias"),
-      qk_norm=architecture == "Qwen3ForCausalLM",
-      tie_embeddings=read.flag("tie_word_embeddings"),
-      sliding_window=_sliding_window(given, architecture, depth, read),
-    )
+    return DecoderConfig(**fields)
   except ValueError as error:
     raise ValueError(f"{source}: {error}") from error
 
@@ -173,7 +174,7 @@ def _refuse_features(given: Mapping[str, Any], architecture: str, source: str) -
     refuse("attention_bias of a Mistral", "attention_bias of LlamaForCausalLM and Qwen3ForCausalLM")
 
 
-def _rope(given: Mapping[str, Any], architecture: str, read: "_Reader") -> tuple[float, RopeScaling | None]:
+def _rope(given: Mapping[str, Any], read: "_Reader") -> tuple[float, RopeScaling | None]:
   """The base of the wavelengths, and their scaling, from either form."""
   rope = given.get("rope_scaling") or given.get("rope_parameters") or {}  # the former first, as transformers does
   if not isinstance(rope, Mapping):
@@ -184,17 +185,17 @@ def _rope(given: Mapping[str, Any], architecture: str, read: "_Reader") -> tuple
   kind = rope.get("rope_type", rope.get("type", "default"))
   if inner.number("partial_rotary_factor") != 1.0:
     raise UnsupportedModel(f"{read.source}: partial_rotary_factor is not supported; supported: 1")
+  theta = inner.number("rope_theta")
   if kind == "default":
-    return inner.number("rope_theta"), None
+    return theta, None
   if kind != "llama3":
     raise UnsupportedModel(f"{read.source}: rope scaling of type {kind!r} is not supported; supported: llama3, default")
-  scaling = RopeScaling(
-    factor=inner.number("factor"),
-    low_freq_factor=inner.number("low_freq_factor"),
-    high_freq_factor=inner.number("high_freq_factor"),
-    original_max_positions=inner.integer("original_max_position_embeddings"),
-  )
-  return inner.number("rope_theta"), scaling
+  stretch = {name: inner.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+  longest = inner.integer("original_max_position_embeddings")
+  try:
+    return theta, RopeScaling(**stretch, original_max_positions=longest)
+  except ValueError as error:
+    raise ValueError(f"{read.source}: {error}") from error
 
 
 def _sliding_window(given: Mapping[str, Any], architecture: str, depth: int, read: "_Reader") -> int | None:
@@ -244,7 +245,7 @@ def _architecture_of(config: DecoderConfig, wanted: Any) -> dict[str, Any]:
     raise ValueError(
       f"config: no architecture of {', '.join(ARCHITECTURES)} has qk_norm={config.qk_norm}, "
       f"qkv_bias={config.qkv_bias}, output_bias={config.output_bias}, mlp_bias={config.mlp_bias}, "
-      f"sliding_window={config.sliding_window}, hidden_size / num_heads={config.hidden_size}/{config.num_heads} together"
+      f"sliding_window={config.sliding_window}, hidden_size={config.hidden_size}, num_heads={config.num_heads} together"
     )
   first = wanted[0] if isinstance(wanted, list) and wanted and wanted[0] in fitting else next(iter(fitting))
   return {"architectures": [first], "model_type": ARCHITECTURES[first]["model_type"], **fitting[first]}

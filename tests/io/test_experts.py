@@ -34,7 +34,7 @@ from transformers import (
   Qwen3Config,
 )
 
-from cqd_jax.io import experts
+from cqd_jax.io import experts, tensor_files
 from cqd_jax.io.experts import open_expert
 from cqd_jax.low_rank import LowRank
 from cqd_jax.models.hf_config import UnsupportedModel
@@ -193,7 +193,7 @@ def test_a_tied_expert_with_a_head_of_its_own(same, bases, tmp_path):
 
 
 def test_long_tensors_are_compared_block_by_block(bases, tmp_path, monkeypatch):
-  monkeypatch.setattr(experts, "BLOCK", 32 * 7)
+  monkeypatch.setattr(tensor_files, "PIECE", 4 * 32 * 7)
   folder = save_by_peft(bases["llama"], tmp_path / "adapter", target_modules=["embed_tokens"])
   open_expert(folder, bases["llama"].opened)
   tensor = "base_model.model.model.embed_tokens.base_layer.weight"
