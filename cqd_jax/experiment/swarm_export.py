@@ -235,7 +235,7 @@ def _readme(
 
 def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
   rank = max(entry["rank"] for entry in entries)
-  served = [entry for entry in entries if not entry["vectors"]]
+  served = [entry for entry in entries if not entry["vectors"]] or list(entries)
   refused = [entry["name"] for entry in entries if entry["vectors"]]
   lines = [
     f"Each folder is a PEFT LoRA adapter of `{base}`, of rank at most {rank}; one server holds the base once and",
@@ -244,15 +244,13 @@ def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
   ]
   if refused:
     lines += [
-      f"{len(refused)} of them ({refused[0]}, ...) hold changed norms or biases, which peft takes and vLLM does not;",
-      "for vLLM leave these out with `cqd export --drop-vectors`, whose error the table then tells.",
+      f"{len(refused)} of them ({refused[0]}, ...) hold changed norms or biases, which peft takes and vLLM refuses:",
+      "for vLLM export with `--drop-vectors`; the table then tells what that leaves out.",
       "",
     ]
-  if not served or rank > VLLM_RANKS[-1]:
-    if rank > VLLM_RANKS[-1]:
-      lines += [f"vLLM takes ranks up to {VLLM_RANKS[-1]}: export with a smaller `--rank`.", ""]
-    return lines
-  limit = next(size for size in VLLM_RANKS if size >= rank)
+  if rank > VLLM_RANKS[-1]:
+    lines += [f"vLLM takes ranks up to {VLLM_RANKS[-1]}: for vLLM export with such a `--rank`.", ""]
+  limit = next((size for size in VLLM_RANKS if size >= rank), VLLM_RANKS[-1])
   options = f"--enable-lora --max-lora-rank {limit} --max-loras {min(len(served), 8)} --max-cpu-loras {len(served)}"
   lines += ["From this folder, with all adapters found by their names as requests come:", "", "```"]
   lines += [

@@ -65,8 +65,8 @@ def model_card(
   parents = [base, *experts.values()]
   licences = sorted({parent.licence for parent in parents if parent.licence})
   front: dict[str, Any] = {
-    "base_model": [parent.name for parent in parents],
-    "base_model_relation": "merge",
+    "base_model": base.name if adapter else [parent.name for parent in parents],
+    "base_model_relation": "adapter" if adapter else "merge",
     "library_name": "peft" if adapter else "transformers",
     "pipeline_tag": "text-generation",
     "tags": ["merge", "cqd_jax", *(["lora"] if adapter else [])],
@@ -124,9 +124,9 @@ def _lineage(individuals: Individuals, founders: Sequence[int], tasks: Sequence[
     change = individuals.mutation[one] if parents else ""
     scores = ", ".join(f"{score:.3f}" for score in individuals.scores[one])
     rows.append([str(one), str(int(individuals.born[one])), made, change, scores])
-  lines = ["## Lineage", "", f"{len(family)} individuals, the youngest first; 'a x 5' is a times the task vector of 5."]
+  lines = ["## Lineage", "", "The youngest first; 'a x 5' is a times the task vector of individual 5."]
   if len(family) > len(shown):
-    lines[-1] += f" The {len(shown)} youngest are shown."
+    lines[-1] += f" The {len(shown)} youngest of {len(family)} are shown."
   header = ["individual", "born in batch", "made of", "mutation", f"scores ({', '.join(tasks)})"]
   return [*lines, "", *_table(header, rows)]
 

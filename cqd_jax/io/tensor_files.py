@@ -28,6 +28,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 THREADS = 4
 BLOCK_ROWS = 256
 """Rows of a tensor that are read and transposed at once."""
+COLUMNS = 64
+"""Of them so many are transposed at once."""
 PADDING = 64
 """Bytes between rows of a block; without it a column's entries would compete for the same lines of the cache."""
 PIECE = 1 << 23
@@ -211,7 +213,7 @@ class Reader:
       unsigned = f"u{size}"
       # First to memory that stays in the cache: rows of `out` are far apart.
       near = block.near[: own.size].view(unsigned).reshape(turned.shape)
-      near[...] = turned.view(unsigned)
+      _copy_by_columns(near, turned.view(unsigned))
       out.view(unsigned)[...] = near
     else:
       with np.errstate(over="ignore"):
@@ -276,8 +278,16 @@ def transpose(matrix: np.ndarray) -> np.ndarray:
     part = block[: min(BLOCK_ROWS, rows - start)]
     part[...] = matrix[start : start + BLOCK_ROWS]
     unsigned = f"u{matrix.itemsize}"
-    out[:, start : start + BLOCK_ROWS].view(unsigned)[...] = np.ascontiguousarray(part.view(unsigned).T)
+    near = np.empty(part.shape[::-1], unsigned)
+    _copy_by_columns(near, part.view(unsigned).T)
+    out[:, start : start + BLOCK_ROWS].view(unsigned)[...] = near
   return out
+
+
+def _copy_by_columns(out: np.ndarray, array: np.ndarray) -> None:
+  """Copies a transposed block, a few columns at a time: so many rows of what it was fit the first cache."""
+  for start in range(0, array.shape[1], COLUMNS):
+    out[:, start : start + COLUMNS] = array[:, start : start + COLUMNS]
 
 
 def _all(tensor: Tensor) -> tuple[slice, ...]:
