@@ -65,7 +65,7 @@ def language_of(base: ModelFolder) -> Language:
     return ids
 
   def decode_text(token_ids: Iterable[int]) -> str:
-    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
   pad_id = base.end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
   return Language(base.config, encode, decode_text, base.end_ids, pad_id, base.folder, base.content, base.generation)
