@@ -51,6 +51,8 @@ CONFIGURED = ("evolve", "train")
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the command; returns the exit code: 0, 2 for what a user can mend, 1 for the unforeseen, 130 if stopped."""
   given = list(sys.argv[1:] if arguments is None else arguments)
+  if os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())  # where users have the tasks of their own
   parser = _make_parser()
   command, rest = parser.parse_known_args(given)
   if rest and command.command not in CONFIGURED:
@@ -209,7 +211,8 @@ Nothing is loaded whole: matrices are read one by one, and adapters are never mu
 
 EXPORT = """\
 OUT gets a folder a model, swarm.json that maps each to its scores and cells, and a README.md with the commands that
-serve them. An adapter is exact unless --rank is smaller than needed; the error is then told.
+serve them. An adapter is exact unless --rank is smaller than needed; the error is then told. Adapters with changed
+norms or biases are for peft; vLLM, and cqd itself, take those without (--drop-vectors).
 
   cqd export runs/skills-seed-0 merged                                      the best of each archive, and the aggregate
   cqd export runs/skills-seed-0 swarm --format peft --elites all            a whole swarm for one server

@@ -286,6 +286,8 @@ def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
     )
   if min(settings.swarm_sizes, default=1) < 1:
     raise ConfigError(f"swarm_sizes: expected at least 1 member each, got {settings.swarm_sizes}")
+  if not 2 <= num_tasks <= 8:
+    raise ConfigError(f"tasks.names: expected 2 to 8 tasks, an archive each, got {num_tasks}")
   if settings.base is None and settings.experts:
     raise ConfigError("base: expected the folder of the experts' base model, got none")
   if settings.base is not None and len(settings.experts) != num_tasks:

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cqd_jax.config import ConfigError, ExperimentSettings
+from cqd_jax.config import ConfigError, ExperimentSettings, MeshSettings
 from cqd_jax.experiment.evolution import Evolution
 from cqd_jax.experiment.export import write_aggregate
 from cqd_jax.experiment.lab import open_suite
@@ -81,7 +81,7 @@ def aggregate(run_dir: Path, out: Path | None, console: Console) -> Path:
     ValueError: naming the run directory, or the folder if it exists.
   """
   files = open_run(run_dir)
-  settings = read_settings(files)
+  settings = dataclasses.replace(read_settings(files), mesh=MeshSettings())  # one device is enough for a sum
   with (
     locked(run_dir),
     open_suite(settings) as suite,

@@ -1,6 +1,7 @@
 """`cqd evolve CONFIG --dry-run`: whether an experiment would run, what memory and how much work it takes.
 
-Only configs, headers of weights, and tokenizers are opened.
+Configs, headers and tokenizers are opened; of weights only those that must be compared with the base, as a stored copy
+of its embedding.
 """
 
 import functools
@@ -12,9 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cqd_jax.config import BaselineSettings, ConfigError, ExperimentSettings, check_settings
+from cqd_jax.experiment.evolution import mesh_of
 from cqd_jax.experiment.folders import Folders
+from cqd_jax.experiment.lab import check_questions
 from cqd_jax.experiment.language import Language, language_of, miniature_language
 from cqd_jax.experiment.memory import Plan, human, table
+from cqd_jax.genotypes import group_leaves
 from cqd_jax.io.experts import Expert, open_expert
 from cqd_jax.io.hf import ModelFolder, open_pretrained
 from cqd_jax.io.sandbox import probe
@@ -51,6 +55,9 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
       problems.append(str(error))
       return None
 
+  attempt(lambda: mesh_of(settings.mesh))
+  if settings.run_dir is not None and settings.run_dir.exists():
+    problems.append(f"{settings.run_dir}: already exists")
   tasks = attempt(lambda: make_tasks(settings.tasks.names, sizes=sizes, seed=settings.seed))
   attempt(lambda: check_settings(settings, len(settings.tasks.names)))
   if not settings.unsafe and (reason := probe()) is not None:
@@ -65,16 +72,30 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
       opened = [attempt(functools.partial(open_expert, folder, base)) for folder in settings.experts]
       folders = Folders(base, tuple(expert for expert in opened if expert is not None))
       language = attempt(functools.partial(language_of, base))
+  if tasks is not None:
+    own_tasks = tasks
+    attempt(lambda: check_questions(own_tasks))
+  questions = None
+  if tasks is not None and language is not None:
+    questions = attempt(functools.partial(_questions, tasks, language))
   if problems:
     raise ConfigError("this experiment cannot run:\n" + "\n".join(f"  {problem}" for problem in problems))
   assert tasks is not None
   assert language is not None
+  assert questions is not None
   if folders is not None:
     console.print(_models_table(settings, folders))
-  questions = _questions(tasks, language)
-  console.print(_memory_table(settings, language, folders, max(map(max, questions.values()))))
+  longest = max(map(max, questions.values()))
+  console.print(_memory_table(settings, language, folders, longest))
   console.print(_work_table(settings, language, tasks, questions))
-  console.print("Nothing was read or written; the experiment can run.", highlight=False)
+  context = language.settings.get("max_position_embeddings")
+  if isinstance(context, int) and longest + settings.max_new_tokens > context:
+    console.print(
+      f"Mind: questions have up to {longest} tokens and answers up to {settings.max_new_tokens}; the model is for "
+      f"{context}",
+      highlight=False,
+    )
+  console.print("No weights were loaded, nothing was written; the experiment can run.", highlight=False)
 
 
 def _models_table(settings: ExperimentSettings, folders: Folders) -> Table:
@@ -142,9 +163,30 @@ def _memory_table(
     dtype="float32" if folders is None else folders.base.dtype.name,
     embeddings=folders is None or any(_changes_embeddings(expert) for expert in folders.experts),
     share_base=evolution.share_base,
+    elite_bytes=_elite_bytes(settings, language),
+    written_out=_written_out(settings),
     unstacked=False,
   )
   return table(plan, DEVICE_GB)
+
+
+def _elite_bytes(settings: ExperimentSettings, language: Language) -> int | None:
+  """Of an individual that is merge coefficients; None: it is another one."""
+  evolution = settings.evolution
+  if evolution.genotype != "coefficients":
+    return None
+  groups = group_leaves(param_shapes(language.config), evolution.coefficient_granularity)
+  return 4 * len(settings.tasks.names) * groups.size
+
+
+def _written_out(settings: ExperimentSettings) -> int:
+  """The most models that are written out at the same time: a batch of children, of a search, or all that there is at
+  the beginning."""
+  evolution, baselines = settings.evolution, settings.baselines
+  starts = len(evolution.coefficient_starts) if evolution.genotype == "coefficients" else 0
+  searching = baselines.random_search or baselines.cma_es_model or baselines.cma_es_kernel or baselines.nsga2_model
+  beginning = len(settings.tasks.names) + starts
+  return max(evolution.batch_size, beginning, baselines.batch_size if searching else 0)
 
 
 def _changes_embeddings(expert: Expert) -> bool:

@@ -18,7 +18,9 @@ from rich.console import Console
 from cqd_jax.config import ExperimentSettings
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.io.experts import Expert, open_expert
-from cqd_jax.io.hf import ModelFolder, load_pretrained, open_pretrained
+from cqd_jax.io.hf import CONFIG, GENERATION_CONFIG, ModelFolder, load_pretrained, open_pretrained
+from cqd_jax.io.hf_write import TOKENIZER_FILES
+from cqd_jax.io.peft import ADAPTER_CONFIG
 from cqd_jax.io.progress import progress
 from cqd_jax.io.tensor_files import Reader
 from cqd_jax.low_rank import LowRank
@@ -46,7 +48,10 @@ class Folders:
 
   def fingerprints(self) -> dict[str, str]:
     """What a run remembers of its models, by folder: to be the same when it is resumed."""
-    return {str(folder): _fingerprint(folder) for folder in (self.base.folder, *(one.folder for one in self.experts))}
+    return {
+      str(folder.absolute()): _fingerprint(folder)
+      for folder in (self.base.folder, *(one.folder for one in self.experts))
+    }
 
 
 def open_folders(settings: ExperimentSettings) -> Folders | None:
@@ -138,10 +143,11 @@ def _bytes_to_compare(folders: Folders) -> int:
 
 
 def _fingerprint(folder: Path) -> str:
-  """Of the config, and of samples of the weights: whole, many gigabytes would be read at each start."""
+  """Of what a model is made of, and of samples of its weights: whole, many gigabytes would be read at each start."""
   digest = hashlib.sha256()
+  texts = {CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, *TOKENIZER_FILES}
   for file in sorted(folder.glob("*")):
-    if file.suffix == ".json":
+    if file.name in texts or file.name.endswith(".safetensors.index.json"):
       digest.update(file.name.encode() + file.read_bytes())
     elif file.suffix == ".safetensors":
       size = file.stat().st_size

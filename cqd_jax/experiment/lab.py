@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -59,6 +59,7 @@ def open_suite(settings: ExperimentSettings) -> Iterator[Suite]:
   }
   tasks = make_tasks(settings.tasks.names, sizes=sizes, seed=settings.seed)
   check_settings(settings, len(tasks))
+  check_questions(tasks)
   language = miniature_language() if settings.base is None else language_of(open_pretrained(settings.base))
   workers = settings.workers or os.cpu_count() or 1
   with Sandbox([task.harness for task in tasks], workers=workers, unsafe=settings.unsafe) as sandbox:
@@ -79,6 +80,15 @@ def open_suite(settings: ExperimentSettings) -> Iterator[Suite]:
       )
 
     yield Suite(tasks, language, evaluation("validation"), evaluation("test"))
+
+
+def check_questions(tasks: Sequence[Task]) -> None:
+  """Raises unless all tasks have equally many questions, and some, in the splits that are asked."""
+  splits: tuple[Split, ...] = ("validation", "test")
+  for split in splits:
+    counts = {task.name: len(task.examples(split)) for task in tasks}
+    if len(set(counts.values())) > 1 or not min(counts.values()):
+      raise ValueError(f"tasks: expected as many questions of each task in {split}, and some, got {counts}")
 
 
 @dataclasses.dataclass

@@ -56,12 +56,20 @@ def language_of(base: ModelFolder) -> Language:
     raise ValueError(f"{base.folder}: no eos_token_id, neither in its configs nor in its tokenizer")
 
   def encode(text: str) -> list[int]:
-    if tokenizer.chat_template:
-      turn = [{"role": "user", "content": text}]
-      chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-      ids: list[int] = tokenizer(chat, add_special_tokens=False)["input_ids"]  # the template has written them
-    else:
-      ids = tokenizer(text)["input_ids"]
+    try:
+      if tokenizer.chat_template:
+        turn = [{"role": "user", "content": text}]
+        chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = tokenizer(chat, add_special_tokens=False)["input_ids"]  # the template has written them
+      else:
+        ids = tokenizer(text)["input_ids"]
+    except Exception as error:  # of Jinja, of Rust
+      raise ValueError(f"{base.folder}: its tokenizer cannot ask {text[:40]!r} ({error})") from error
+    if not ids or max(ids) >= base.config.vocab_size:
+      raise ValueError(
+        f"{base.folder}: its tokenizer makes {ids[:20]} of {text[:40]!r}, and the model knows tokens 0 to "
+        f"{base.config.vocab_size - 1}"
+      )
     return ids
 
   def decode_text(token_ids: Iterable[int]) -> str:

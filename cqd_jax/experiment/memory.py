@@ -36,6 +36,8 @@ class Plan:
     embeddings: whether the experts changed embedding and head too.
     share_base: whether the children are decoded with the base's weights, or each with its own written out.
     group: children decoded side by side; None: all of a batch.
+    elite_bytes: of one individual; None: as follows from the rank.
+    written_out: models written out at the same time, where the base is not shared; None: a batch.
     unstacked: whether the base's layers are arrays of their own, so that decoding makes no copy of them.
   """
 
@@ -52,6 +54,8 @@ class Plan:
   embeddings: bool
   share_base: bool = True
   group: int | None = None
+  elite_bytes: int | None = None
+  written_out: int | None = None
   unstacked: bool = True
 
 
@@ -81,7 +85,9 @@ def num_bytes(plan: Plan) -> dict[str, int]:
   """Bytes of each part, by name."""
   basis, config = shapes(plan), plan.config
   base, dense = _num_bytes(basis.base), plan.rank == 0
-  elite = base if dense else _num_bytes(basis.experts) // plan.experts
+  in_cores = base if dense else _num_bytes(basis.experts) // plan.experts
+  elite = in_cores if plan.elite_bytes is None else plan.elite_bytes
+  written_out = plan.population if plan.written_out is None else plan.written_out
   size = jnp.dtype(plan.dtype).itemsize
   a_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
   tokens = plan.prompt_tokens + plan.answer_tokens
@@ -93,10 +99,10 @@ def num_bytes(plan: Plan) -> dict[str, int]:
   parts = {
     "base model": base,
     "bases": 0 if dense else _num_bytes((basis.left, basis.right)),
-    "experts": plan.experts * elite,
+    "experts": plan.experts * in_cores,
     "archives": plan.elites * elite,
     "children": plan.population * elite,
-    "children written out": 0 if plan.share_base else plan.population * base,
+    "models written out": 0 if plan.share_base else written_out * base,
     "layers taken apart": copied * (1 if plan.share_base else group),
     "KV caches": rows * a_token * tokens,
     "prefill": rows * (a_token * plan.prompt_tokens + max(scores, activations)),
@@ -122,9 +128,9 @@ def table(plan: Plan, device_gb: float) -> Table:
     "bases": f"orthonormal, {100 * parts.get('bases', 0) / parts['base model']:.1f}% of the base model",
     "experts": f"{plan.experts} genotypes",
     "archives": f"{plan.elites:,} elites of {human(elite)}"
-    + (f" in float32, {_in_cores(basis):,} numbers in cores" if plan.rank else ""),
+    + (f" in float32, {_in_cores(basis):,} numbers in cores" if plan.rank and plan.elite_bytes is None else ""),
     "children": f"P = {plan.population}",
-    "children written out": "one model each, to be decoded",
+    "models written out": "to be decoded: a batch of children, of a search, or the experts",
     "layers taken apart": "the copy of the stacked layers that decoding makes",
     "KV caches": f"{plan.group or plan.population} children x {plan.prompts} prompts, "
     f"{plan.prompt_tokens + plan.answer_tokens:,} tokens",

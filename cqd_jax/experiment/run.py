@@ -67,7 +67,8 @@ def run_experiment(settings: ExperimentSettings, console: Console) -> Result:
     Stopped: if somebody asked for it; the message says how to go on.
   """
   with open_suite(settings) as suite:
-    open_folders(settings)  # what is wrong with them is told before there is a run directory
+    open_folders(settings)  # what is wrong with them, or the mesh, is told before there is a run directory
+    mesh_of(settings.mesh)
     files = create_run(settings)
     with locked(files.path), explained(files.path, f"cqd resume {files.path}"):
       return _run(files, settings, suite, console)

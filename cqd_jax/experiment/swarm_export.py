@@ -1,15 +1,18 @@
 """`cqd export`: a swarm as Hugging Face models, or as LoRA adapters that a server holds beside their one base."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from cqd_jax.archive import Grid
+from cqd_jax.config import MeshSettings
 from cqd_jax.experiment.evolution import Evolution, Evolved, aggregated
 from cqd_jax.experiment.export import (
   about_aggregate,
@@ -29,6 +32,7 @@ from cqd_jax.io.peft_write import save_adapter
 from cqd_jax.io.progress import progress
 from cqd_jax.io.record import Individuals
 from cqd_jax.io.run_dir import RunDirError, locked, write_json, write_text
+from cqd_jax.trees import widen
 from cqd_jax.types import Genotype
 
 MAP = "swarm.json"
@@ -93,7 +97,10 @@ def export(run_dir: Path, out: Path, settings: ExportSettings, console: Console)
   files = open_run(run_dir)
   if out.exists():
     raise RunDirError(f"{out}: already exists; nothing was overwritten")
-  run_settings = read_settings(files)
+  if settings.form == "hf" and settings != ExportSettings("hf", settings.elites):
+    raise ValueError("--rank, --dtype and --drop-vectors are of adapters; expected --format peft")
+  # Nothing is computed that a mesh would be needed for.
+  run_settings = dataclasses.replace(read_settings(files), mesh=MeshSettings())
   with (
     locked(run_dir),
     open_suite(run_settings) as suite,
@@ -108,7 +115,9 @@ def export(run_dir: Path, out: Path, settings: ExportSettings, console: Console)
       for member in members:
         entries.append(_write(lab, evolved, unfinished, member, base, individuals, settings))
         advance(note=member.name)
-      write_text(unfinished / "README.md", _readme(base, entries, settings, files, lab.task_names))
+      write_text(
+        unfinished / "README.md", _readme(base, entries, settings, files, lab.task_names, shared=lab.merges.share_base)
+      )
       about = {"run": files.path.name, "base": base, "format": settings.form, "tasks": lab.task_names}
       write_json(unfinished / MAP, {**about, **_describe_cells(evolved), "members": entries})
   console.print(
@@ -134,7 +143,7 @@ def _members(lab: Lab, evolved: Evolved, which: str) -> list[_Member]:
       raise ValueError(
         f"elites: {absent[0]} is no elite of this run; there are {len(by_identity)}, {_some(by_identity)}"
       )
-    slots = [by_identity[one] for one in wanted]
+    slots = [by_identity[one] for one in dict.fromkeys(wanted)]
   members = []
   for slot in slots:
     genotype = repertoire.individual(slot).genotype
@@ -165,6 +174,7 @@ def _write(
     "identity": about.get("identity"),
     "scores": about.get("validation_scores"),
     "cells": member.cells,
+    "rounding": _rounding(lab, member.merged),
   }
   if settings.form == "hf":
     write_merge(lab, out / member.name, member.merged, about, individuals)
@@ -172,8 +182,9 @@ def _write(
   if member.core is not None:
     basis, core = lab.merges.basis or evolved.space.basis, member.core
     assert basis is not None
-  else:  # a dense task vector spans a core space of its own
-    basis = CoreBasis.from_experts(lab.merges.base, [member.merged])
+  else:  # a dense task vector spans a core space of its own, with bases that are not rounded
+    wide = jax.tree.map(widen, (lab.merges.base, member.merged))
+    basis = CoreBasis.from_experts(wide[0], [wide[1]])
     core = jax.tree.map(lambda leaf: leaf[0], basis.experts)
   written = save_adapter(
     out / member.name,
@@ -187,6 +198,22 @@ def _write(
     card=card_of(lab, about, member.name, individuals, adapter=True),
   )
   return {**entry, **written._asdict()}
+
+
+def _rounding(lab: Lab, merged: Genotype) -> float:
+  """The share of a task vector, by norm, that is lost where base plus task vector is rounded to the base's dtype."""
+  base, basis = lab.merges.base, lab.merges.basis
+  if all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(base)):
+    return 0.0
+  own = jax.tree.map(widen, base)  # in whose dtype the task vector is then written out
+  wide = merged if basis is None else basis.replace(base=own).task_vector(merged)
+  lost = norm = 0.0
+  for leaf, change, (_, rounded) in zip(
+    jax.tree.leaves(own), jax.tree.leaves(wide), lab.merges.leaves(merged), strict=True
+  ):
+    error = widen(rounded) - leaf - widen(change)
+    lost, norm = lost + float(jnp.vdot(error, error)), norm + float(jnp.vdot(widen(change), widen(change)))
+  return (lost / norm) ** 0.5 if norm else 0.0
 
 
 def _cells(lab: Lab, evolved: Evolved, about: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -208,21 +235,35 @@ def _describe_cells(evolved: Evolved) -> dict[str, Any]:
 
 
 def _readme(
-  base: str, entries: Sequence[dict[str, Any]], settings: ExportSettings, files: RunFiles, tasks: Sequence[str]
+  base: str,
+  entries: Sequence[dict[str, Any]],
+  settings: ExportSettings,
+  files: RunFiles,
+  tasks: Sequence[str],
+  *,
+  shared: bool,
 ) -> str:
   """How to serve what was written."""
   lines = [f"# {len(entries)} models of the run {files.path.name}", ""]
+  rounding = max(entry["rounding"] for entry in entries)
   if settings.form == "hf":
     lines += [
       "Each folder is a whole model, for transformers or for a server:",
       "",
       "```",
-      f"vllm serve {entries[0]['name']}",
+      f"vllm serve $PWD/{entries[0]['name']}",
       "```",
       "",
     ]
   else:
     lines += _serving(base, entries)
+  if rounding:
+    scored = "unrounded, as adapters are" if shared else "rounded, as whole models are"
+    lines += [
+      f"Base plus task vector is rounded to the base's dtype in whole models, which loses up to {100 * rounding:.2g}%",
+      f"of a task vector here (`rounding` in `{MAP}`). Candidates of this run were scored {scored}.",
+      "",
+    ]
   lines += [f"`{MAP}` maps each model to its scores and its cells in the archives:", ""]
   header = ["model", *tasks, *(["rank", "relative error"] if settings.form == "peft" else [])]
   lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
@@ -254,15 +295,15 @@ def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
   options = f"--enable-lora --max-lora-rank {limit} --max-loras {min(len(served), 8)} --max-cpu-loras {len(served)}"
   lines += ["From this folder, with all adapters found by their names as requests come:", "", "```"]
   lines += [
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_PLUGINS=lora_filesystem_resolver VLLM_LORA_RESOLVER_CACHE_DIR=$PWD \\",
-    f"  vllm serve {base} {options}",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_PLUGINS=lora_filesystem_resolver \\",
+    f'  VLLM_LORA_RESOLVER_CACHE_DIR="$PWD" vllm serve {shlex.quote(base)} {options}',
     "```",
     "",
   ]
   if len(served) <= MOST_NAMED:
-    modules = " ".join(f"{entry['name']}=$PWD/{entry['name']}" for entry in served)
+    modules = " ".join(f'{entry["name"]}="$PWD/{entry["name"]}"' for entry in served)
     lines += ["or with all of them named:", "", "```"]
-    lines += [f"vllm serve {base} {options} \\", f"  --lora-modules {modules}", "```", ""]
+    lines += [f"vllm serve {shlex.quote(base)} {options} \\", f"  --lora-modules {modules}", "```", ""]
   request = f'{{"model": "{served[0]["name"]}", "prompt": "...", "max_tokens": 64, "temperature": 0}}'
   lines += ["A request names its adapter as the model:", "", "```"]
   lines += [f"curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{request}'", "```", ""]

@@ -120,7 +120,8 @@ class CoreBasis(flax.struct.PyTreeNode):
     rows: list[_Leaf] = []
     for (path, leaf), updates in zip(named, _by_leaf(task_vectors, structure), strict=True):
       name = "/".join(path)
-      given = [_check_update(update, path, leaf, f"task_vectors[{k}] at {name}") for k, update in enumerate(updates)]
+      # One expert after the other: a dense update may be large, and need not be there before (see `_check_update`).
+      given = (_check_update(update, path, leaf, f"task_vectors[{k}] at {name}") for k, update in enumerate(updates))
       if is_matrix(path, leaf):
         truncated = functools.partial(_truncate, rank=wanted[name], energy=energy, method=method, key=key)
         rows.append(_hold_matrix(leaf, [_factor(update, leaf, truncated) for update in given], dtype))

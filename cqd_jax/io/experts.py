@@ -15,6 +15,7 @@ import numpy as np
 
 from cqd_jax.io.hf import ModelFolder, check_tied_head, load_tokenizer, open_pretrained
 from cqd_jax.io.peft import AdapterFolder, is_adapter, open_adapter
+from cqd_jax.io.run_dir import read_json
 from cqd_jax.io.tensor_files import DamagedWeights, Reader, same_values
 from cqd_jax.low_rank import LowRank
 from cqd_jax.models.hf_layout import Placement
@@ -122,6 +123,12 @@ def open_expert(folder: Path, base: ModelFolder) -> Expert:
   for name, value in ours.items():
     if name != "vocab_size" and theirs[name] != value:
       raise ValueError(f"{folder}: another {name} than its base: {theirs[name]}, and {value} in {base.folder}")
+  if model.end_ids != base.end_ids:
+    warnings.warn(
+      f"{folder}: its answers end with the tokens {model.end_ids}, those of {base.folder} with {base.end_ids}, as all "
+      "answers are read",
+      stacklevel=2,
+    )
   with Reader() as reader:
     check_tied_head(model, reader)  # another one would be lost
   return Expert(folder, base, model, None, check_tokenizers(folder, base, rows=model.config.vocab_size))
@@ -141,6 +148,10 @@ def check_tokenizers(folder: Path, base: ModelFolder, *, rows: int) -> tuple[int
   Raises:
     ValueError: naming the first difference.
   """
+  if (own_template := _template(folder)) is not None and own_template != _template(base.folder):
+    warnings.warn(
+      f"{folder}: has another chat template than {base.folder}, with whose template all models are asked", stacklevel=3
+    )
   if _same_tokenizer_files(folder, base.folder):
     return ()
   own = load_tokenizer(folder)
@@ -171,6 +182,16 @@ def _split(tokenizer: Any, text: str, folder: Path) -> list[int]:
   except Exception as error:  # of many kinds, some of them of Rust
     raise ValueError(f"{folder}: its tokenizer cannot split {text[:30]!r} ({error})") from error
   return ids
+
+
+def _template(folder: Path) -> Any:
+  """The chat template of a folder, as it stands in its files; None if it has none."""
+  if (folder / "chat_template.jinja").is_file():
+    return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
+  if not (folder / "tokenizer_config.json").is_file():
+    return None
+  content = read_json(folder / "tokenizer_config.json")
+  return content.get("chat_template") if isinstance(content, dict) else None
 
 
 def _same_tokenizer_files(first: Path, second: Path) -> bool:

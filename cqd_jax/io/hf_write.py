@@ -135,6 +135,9 @@ def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     save_file(whole, file, metadata={"format": "pt"})  # transformers asks for the format
   except SafetensorError as error:
     raise OSError(f"{file}: could not be written ({error})") from error
+  mask = os.umask(0)  # which can only be read by setting it
+  os.umask(mask)
+  file.chmod(0o666 & ~mask)  # safetensors lets nobody else read
 
 
 def _leaves_of(params: Any) -> Iterator[tuple[TreePath, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from cqd_jax.io.record import Individuals
+from cqd_jax.io.run_dir import read_json
 
 MOST_ANCESTORS = 40
 """The rows of a table of ancestors: the individual itself, and those that were born last."""
@@ -19,16 +20,18 @@ class Parent:
   """A model that another was made of.
 
   Attributes:
-    name: a folder, or a name on the hub.
+    name: a folder, or in words.
     licence: as its card says; None if it does not.
+    repository: its name on the hub, as its config says; None if it does not.
   """
 
   name: str
   licence: str | None
+  repository: str | None = None
 
 
 def parent_of(folder: Path) -> Parent:
-  """A model folder as a parent: by the name and the licence in its card, where it has one."""
+  """A model folder as a parent, with the licence in its card and the name in its config, where it has them."""
   card = folder / "README.md"
   front: Any = None
   if card.is_file():
@@ -38,7 +41,11 @@ def parent_of(folder: Path) -> Parent:
     except yaml.YAMLError:
       front = None
   licence = front.get("license_name") or front.get("license") if isinstance(front, dict) else None
-  return Parent(str(folder), str(licence) if licence else None)
+  licence = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+  config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+  name = config.get("_name_or_path") if isinstance(config, dict) else None
+  repository = name if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else None
+  return Parent(str(folder), str(licence) if licence else None, repository)
 
 
 def model_card(
@@ -48,7 +55,6 @@ def model_card(
   base: Parent,
   experts: Mapping[str, Parent],
   individuals: Individuals | None = None,
-  note: str = "",
   adapter: bool = False,
 ) -> str:
   """A README.md in Markdown with the hub's front matter.
@@ -59,14 +65,15 @@ def model_card(
     base: the base model.
     experts: by task.
     individuals: everyone of the run, for the ancestors; None: no such table.
-    note: a paragraph of its own.
     adapter: whether it is a PEFT adapter.
   """
   parents = [base, *experts.values()]
   licences = sorted({parent.licence for parent in parents if parent.licence})
+  # The hub takes names of its own alone.
+  named = [parent.repository for parent in ([base] if adapter else parents) if parent.repository]
+  relation = {"base_model": named, "base_model_relation": "adapter" if adapter else "merge"} if named else {}
   front: dict[str, Any] = {
-    "base_model": base.name if adapter else [parent.name for parent in parents],
-    "base_model_relation": "adapter" if adapter else "merge",
+    **relation,
     "library_name": "peft" if adapter else "transformers",
     "pipeline_tag": "text-generation",
     "tags": ["merge", "cqd_jax", *(["lora"] if adapter else [])],
@@ -74,8 +81,6 @@ def model_card(
   if len(licences) == 1 and all(parent.licence for parent in parents):
     front["license"] = licences[0]
   lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "", _what(about, base), ""]
-  if note:
-    lines += [note, ""]
   if scores := about.get("validation_scores"):
     lines += ["## Scores", "", "Share of validation questions answered right; each answer was executed.", ""]
     mean = sum(scores.values()) / len(scores)

@@ -1,6 +1,7 @@
 """Tasks by the names that a configuration gives: those of this package, and anybody's `package.module:function`."""
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 
 from cqd_jax.tasks.task import Split, Task
@@ -35,8 +36,8 @@ def make_tasks(names: Sequence[str], *, sizes: Mapping[Split, int], seed: int) -
 
 def _make(name: str, sizes: Mapping[Split, int], seed: int) -> Task:
   where = KNOWN.get(name, name)
-  module, colon, function = where.partition(":")
-  if not colon:
+  module, _, function = where.partition(":")
+  if not module or not function:
     raise ValueError(f"tasks.names: no task {name!r}; there are {', '.join(KNOWN)}, or package.module:function")
   try:
     make = getattr(importlib.import_module(module), function)
@@ -45,9 +46,13 @@ def _make(name: str, sizes: Mapping[Split, int], seed: int) -> Task:
   except AttributeError as error:
     raise ValueError(f"tasks.names: {module} has no {function!r}") from error
   try:
-    task = make(sizes=sizes, seed=seed)
+    inspect.signature(make).bind(sizes=sizes, seed=seed)
   except TypeError as error:
     raise ValueError(f"tasks.names: {name!r} cannot be called with sizes and seed ({error})") from error
+  try:
+    task = make(sizes=sizes, seed=seed)
+  except Exception as error:  # anybody's code
+    raise ValueError(f"tasks.names: {name!r} failed with {type(error).__name__}: {error}") from error
   if not isinstance(task, Task):
     raise ValueError(f"tasks.names: {name!r} gave no task (cqd_jax.tasks.task.Task) but {type(task).__name__}")
   return task

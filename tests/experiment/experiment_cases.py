@@ -1,10 +1,12 @@
 """The experiment at a very small size, for tests that really run it."""
 
 import importlib.util
+import json
 
 import pytest
 
 from cqd_jax.config import BaselineSettings, EvolutionSettings, ExperimentSettings, TaskSettings, TrainingSettings
+from cqd_jax.io.hf import load_pretrained
 from cqd_jax.io.sandbox import probe
 
 needs_sandbox = pytest.mark.skipif(probe() is not None, reason=f"nothing isolates answers here: {probe()}")
@@ -34,3 +36,8 @@ def load_script(path):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+def load_model(folder):
+  """The params of a model of a run, and what it is."""
+  return load_pretrained(folder).params, json.loads((folder / "model.json").read_text())

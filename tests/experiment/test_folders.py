@@ -18,8 +18,9 @@ from experiment_cases import needs_sandbox, tiny_settings
 from rich.console import Console
 
 from cqd_jax.cli import main
-from cqd_jax.config import BaselineSettings, ConfigError, EvolutionSettings, load_settings
+from cqd_jax.config import BaselineSettings, ConfigError, EvolutionSettings, MeshSettings, load_settings
 from cqd_jax.experiment.dry_run import dry_run
+from cqd_jax.experiment.folders import open_folders
 from cqd_jax.experiment.run import resume_experiment, run_experiment
 from cqd_jax.experiment.swarm_export import ExportSettings, export
 from cqd_jax.genotypes import CoreBasis
@@ -63,11 +64,11 @@ def folders(tmp_path_factory):
   """The base and its experts: coding and database whole models, os an adapter."""
   folder = tmp_path_factory.mktemp("models")
   base, experts = train_models()
-  (folder / "licensed").mkdir()
   for name, params in {"base": base, "coding": experts["coding"], "database": experts["database"]}.items():
     card = f"---\nlicense: {'apache-2.0' if name == 'base' else 'mit'}\n---\n"
+    settings = END_IDS | ({"_name_or_path": "somebody/base"} if name == "base" else {})
     save_pretrained(
-      folder / name, params, LLAMA, tokenizer_files(), settings=END_IDS, generation=END_IDS, card=card,
+      folder / name, params, LLAMA, tokenizer_files(), settings=settings, generation=END_IDS, card=card,
       max_shard_bytes=200_000,
     )  # fmt: skip
   own = CoreBasis.from_experts(base, [task_vector(experts["os"], base)], rank=8)
@@ -160,7 +161,7 @@ def test_models_that_are_exported_give_the_same_answers_in_transformers(runs, tm
   best = runs["core"].run_dir / "models" / "best"
   card = (best / "README.md").read_text()
   front = yaml.safe_load(card.split("---")[1])
-  assert len(front["base_model"]) == 4
+  assert front["base_model"] == ["somebody/base"]  # by its config; the others tell no name on the hub
   assert "license" not in front  # the parents differ
   for text in ("apache-2.0", "mit", "not told", "## Lineage", "## Scores"):
     assert text in card
@@ -224,6 +225,14 @@ def test_a_run_knows_the_models_that_it_began_with(runs, folders, tmp_path):
     resume_experiment(run_dir, QUIET)
 
 
+def test_relative_folders_are_found_from_elsewhere(folders, tmp_path, monkeypatch):
+  monkeypatch.chdir(folders)
+  settings = settings_for(Path(), tmp_path)
+  assert not settings.base.is_absolute()
+  opened = open_folders(settings)
+  assert set(opened.fingerprints()) == {str(folders / name) for name in ("base", *TASKS)}
+
+
 def test_what_cannot_run_is_told_before_there_is_a_run_directory(folders, tmp_path):
   settings = settings_for(folders, tmp_path)
   for changes, message in (
@@ -232,6 +241,8 @@ def test_what_cannot_run_is_told_before_there_is_a_run_directory(folders, tmp_pa
     ({"base": tmp_path / "none"}, "none: no such model folder"),
     ({"experts": (*settings.experts[:2], tmp_path)}, "not a Hugging Face model folder"),
     ({"base": folders / "os"}, "it is a PEFT adapter, which belongs to a base model"),
+    ({"mesh": MeshSettings(population=3)}, "mesh: expected at most"),
+    ({"tasks": dataclasses.replace(settings.tasks, names=("os",))}, "expected 2 to 8 tasks"),
     ({"tasks": dataclasses.replace(settings.tasks, names=("coding", "shell", "os"))}, "no task 'shell'; there are"),
   ):
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from experiment_cases import needs_sandbox, tiny_settings
+from experiment_cases import load_model, needs_sandbox, tiny_settings
 from rich.console import Console
 
 from cqd_jax.cli import main
@@ -20,7 +20,6 @@ from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import run_experiment
 from cqd_jax.experiment.run_files import open_run
 from cqd_jax.io.figures import all_figures
-from cqd_jax.io.model_folder import load_model
 
 # Experts this small may all fail one task; the grid says so.
 pytestmark = pytest.mark.filterwarnings("ignore:task .* all experts score 0")

@@ -9,7 +9,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from experiment_cases import needs_sandbox, tiny_settings
+from experiment_cases import load_model, needs_sandbox, tiny_settings
 from rich.console import Console
 
 from cqd_jax.config import BaselineSettings, EvolutionSettings, OutputSettings, dump_settings, load_settings
@@ -21,7 +21,6 @@ from cqd_jax.experiment.run_files import open_run
 from cqd_jax.io.hf_write import save_pretrained
 from cqd_jax.io.history import History
 from cqd_jax.io.interrupt import Interrupt, Stopped
-from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.run_dir import RunDirError, locked
 from cqd_jax.models import DecoderConfig, init_params
 

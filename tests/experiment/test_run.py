@@ -8,7 +8,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from experiment_cases import needs_sandbox, tiny_settings
+from experiment_cases import load_model, needs_sandbox, tiny_settings
 from rich.console import Console
 
 from cqd_jax.cli import in_words, main
@@ -17,7 +17,6 @@ from cqd_jax.experiment.commands import evaluate
 from cqd_jax.experiment.record import read_record
 from cqd_jax.experiment.run import run_experiment
 from cqd_jax.experiment.run_files import open_run
-from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.sandbox import probe
 
 

@@ -6,14 +6,9 @@ import signal
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
 
-from cqd_jax.io.hf_write import save_pretrained
-from cqd_jax.io.model_folder import load_model
 from cqd_jax.io.run_dir import RunDirError, is_disk_full, locked, read_json, write_json, write_text
-from cqd_jax.models import DecoderConfig, init_params
 
 HOLDER = """
 import pathlib, sys, time
@@ -81,17 +76,3 @@ def test_what_killed_processes_left_half_written_is_swept_away(tmp_path):
   with locked(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", ".lock", "models"]
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["elite-000001"]
-
-
-def test_a_model_folder_tells_what_it_is(tmp_path):
-  config = DecoderConfig(8, 4, 8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2)
-  params = init_params(jax.random.key(0), config)
-  save_pretrained(tmp_path / "m", params, config, about={"kind": "elite"})
-  back, about = load_model(tmp_path / "m")
-  np.testing.assert_array_equal(back["head"]["kernel"], params["head"]["kernel"])
-  assert about == {"kind": "elite"}
-  (tmp_path / "m" / "model.json").write_text("[]")
-  with pytest.raises(RunDirError, match=r"model\.json: expected what the model is by name, got list"):
-    load_model(tmp_path / "m")
-  with pytest.raises(RunDirError, match="not a model of a run"):
-    load_model(tmp_path)
