@@ -1,5 +1,6 @@
 """What `cqd train`, `evaluate`, `aggregate`, `report` and `plot` do; `run.py` has evolve and resume."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
