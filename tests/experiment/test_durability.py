@@ -159,8 +159,8 @@ def assert_same_run(one, other):
   for name in ("test", "best", "aggregated", "samples"):
     assert results[0][name] == results[1][name]
   for folder in (one / "models").iterdir():
-    assert (folder / "params.safetensors").read_bytes() == (
-      other / "models" / folder.name / "params.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == (
+      other / "models" / folder.name / "model.safetensors"
     ).read_bytes()
   assert not [path for path in other.rglob("*") if path.name.endswith(("orbax-checkpoint-tmp", "-journal"))]
 
