@@ -84,7 +84,7 @@ def test_a_mesh_of_devices_evolves_as_one_device_does(runs, tmp_path):
   options = ["--mesh.model", "2", "--candidates-per-batch", "3", "--evolution.share-base"]
   options += ["--run-dir", str(tmp_path / "run")]
   command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(begun), *options]
-  done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+  done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr
   one, many = people(runs["core"]), people(tmp_path / "run")
   np.testing.assert_array_equal(many.parents, one.parents)
