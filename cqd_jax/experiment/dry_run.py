@@ -15,7 +15,7 @@ from rich.table import Table
 from cqd_jax.config import BaselineSettings, ConfigError, ExperimentSettings, check_settings
 from cqd_jax.experiment.evolution import mesh_of
 from cqd_jax.experiment.folders import Folders
-from cqd_jax.experiment.lab import check_questions
+from cqd_jax.experiment.lab import check_questions, tasks_of
 from cqd_jax.experiment.language import Language, language_of, miniature_language
 from cqd_jax.experiment.memory import Plan, human, table
 from cqd_jax.genotypes import group_leaves
@@ -23,7 +23,6 @@ from cqd_jax.io.experts import Expert, open_expert
 from cqd_jax.io.hf import ModelFolder, open_pretrained
 from cqd_jax.io.sandbox import probe
 from cqd_jax.models.hf_layout import param_shapes
-from cqd_jax.tasks.lookup import make_tasks
 from cqd_jax.tasks.task import Split, Task
 from cqd_jax.trees import num_parameters
 
@@ -42,11 +41,6 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
     ConfigError: with everything that is wrong, a line each.
   """
   problems: list[str] = []
-  sizes: dict[Split, int] = {
-    "train": settings.tasks.train,
-    "validation": settings.tasks.validation,
-    "test": settings.tasks.test,
-  }
 
   def attempt(action: Callable[[], T]) -> T | None:
     try:
@@ -58,7 +52,7 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
   attempt(lambda: mesh_of(settings.mesh))
   if settings.run_dir is not None and settings.run_dir.exists():
     problems.append(f"{settings.run_dir}: already exists")
-  tasks = attempt(lambda: make_tasks(settings.tasks.names, sizes=sizes, seed=settings.seed))
+  tasks = attempt(lambda: tasks_of(settings))
   attempt(lambda: check_settings(settings, len(settings.tasks.names)))
   if not settings.unsafe and (reason := probe()) is not None:
     problems.append(f"nothing isolates answers here: {reason}")
@@ -111,10 +105,8 @@ def _models_table(settings: ExperimentSettings, folders: Folders) -> Table:
 
 
 def _what(base: ModelFolder) -> str:
-  return (
-    f"{base.content['architectures'][0] if base.content.get('architectures') else base.content['model_type']}, "
-    + (f"{num_parameters(base.shapes()):,} parameters")
-  )
+  architecture = base.content["architectures"][0] if base.content.get("architectures") else base.content["model_type"]
+  return f"{architecture}, {num_parameters(base.shapes()):,} parameters"
 
 
 def _rank(expert: Expert) -> int:
@@ -184,9 +176,12 @@ def _written_out(settings: ExperimentSettings) -> int:
   the beginning."""
   evolution, baselines = settings.evolution, settings.baselines
   starts = len(evolution.coefficient_starts) if evolution.genotype == "coefficients" else 0
-  searching = baselines.random_search or baselines.cma_es_model or baselines.cma_es_kernel or baselines.nsga2_model
   beginning = len(settings.tasks.names) + starts
-  return max(evolution.batch_size, beginning, baselines.batch_size if searching else 0)
+  return max(evolution.batch_size, beginning, baselines.batch_size if _num_searches(baselines) else 0)
+
+
+def _num_searches(baselines: BaselineSettings) -> int:
+  return sum((baselines.random_search, baselines.cma_es_model, baselines.cma_es_kernel, baselines.nsga2_model))
 
 
 def _changes_embeddings(expert: Expert) -> bool:
@@ -198,7 +193,7 @@ def _work_table(
 ) -> Table:
   """Models to be scored, tokens, and what that takes; answers are counted as long as they may be."""
   baselines, children = settings.baselines, settings.evolution.children
-  searches = sum((baselines.random_search, baselines.cma_es_model, baselines.cma_es_kernel, baselines.nsga2_model))
+  searches = _num_searches(baselines)
   shown = Table(title="Work, at most (answers are counted as long as they may be)")
   for column in ("stage", "models", "answers", "tokens read", "tokens written", "FLOPs", "time on one accelerator"):
     shown.add_column(column, justify="left" if column == "stage" else "right")

@@ -48,13 +48,11 @@ def write_aggregate(lab: Lab, evolved: Evolved, folder: Path) -> None:
   write_merge(lab, folder, aggregated(evolved).model, about_aggregate(lab, evolved), lab.history.individuals())
 
 
-def write_merge(
-  lab: Lab, folder: Path, merged: Genotype, about: dict[str, Any], individuals: Individuals, name: str = ""
-) -> None:
+def write_merge(lab: Lab, folder: Path, merged: Genotype, about: dict[str, Any], individuals: Individuals) -> None:
   """Writes an individual of the merge space as a model folder, unless it is there."""
   if folder.exists():
     return
-  card = card_of(lab, about, name or folder.name, individuals)
+  card = card_of(lab, about, folder.name, individuals)
   write_model(lab.suite.language, folder, lab.merges.leaves(merged), {**about, "seed": lab.settings.seed}, card)
 
 

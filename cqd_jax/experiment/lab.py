@@ -52,12 +52,7 @@ def open_suite(settings: ExperimentSettings) -> Iterator[Suite]:
     ValueError: naming the setting or the folder that cannot be used.
     SandboxUnavailable: where nothing isolates answers and `settings.unsafe` is not set.
   """
-  sizes: dict[Split, int] = {
-    "train": settings.tasks.train,
-    "validation": settings.tasks.validation,
-    "test": settings.tasks.test,
-  }
-  tasks = make_tasks(settings.tasks.names, sizes=sizes, seed=settings.seed)
+  tasks = tasks_of(settings)
   check_settings(settings, len(tasks))
   check_questions(tasks)
   language = miniature_language() if settings.base is None else language_of(open_pretrained(settings.base))
@@ -80,6 +75,17 @@ def open_suite(settings: ExperimentSettings) -> Iterator[Suite]:
       )
 
     yield Suite(tasks, language, evaluation("validation"), evaluation("test"))
+
+
+def tasks_of(settings: ExperimentSettings) -> tuple[Task, ...]:
+  """The tasks that the settings name.
+
+  Raises:
+    ValueError: naming the one that cannot be made.
+  """
+  own = settings.tasks
+  sizes: dict[Split, int] = {"train": own.train, "validation": own.validation, "test": own.test}
+  return make_tasks(own.names, sizes=sizes, seed=settings.seed)
 
 
 def check_questions(tasks: Sequence[Task]) -> None:

@@ -25,6 +25,7 @@ from cqd_jax.experiment.export import (
 from cqd_jax.experiment.lab import Lab, open_suite
 from cqd_jax.experiment.run import open_lab, run_keys
 from cqd_jax.experiment.run_files import RunFiles, open_run, read_settings
+from cqd_jax.experiment.seeds import markdown
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.io.hf_write import whole_folder
 from cqd_jax.io.interrupt import Interrupt
@@ -266,12 +267,12 @@ def _readme(
     ]
   lines += [f"`{MAP}` maps each model to its scores and its cells in the archives:", ""]
   header = ["model", *tasks, *(["rank", "relative error"] if settings.form == "peft" else [])]
-  lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+  rows = []
   for entry in entries:
     scores = [f"{entry['scores'][task]:.3f}" if entry["scores"] else "" for task in tasks]
     more = [str(entry["rank"]), f"{entry['relative_error']:.4f}"] if settings.form == "peft" else []
-    lines.append(f"| {' | '.join([entry['name'], *scores, *more])} |")
-  return "\n".join([*lines, ""])
+    rows.append([entry["name"], *scores, *more])
+  return "\n".join([*lines, markdown(header, rows)])
 
 
 def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:

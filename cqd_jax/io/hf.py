@@ -17,7 +17,15 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from cqd_jax.genotypes.placement import param_shardings
 from cqd_jax.io.hf_write import save_pretrained
 from cqd_jax.io.run_dir import read_json
-from cqd_jax.io.tensor_files import DTYPES, DamagedWeights, Reader, Tensor, aligned_empty, find_tensors, same_values
+from cqd_jax.io.tensor_files import (
+  DamagedWeights,
+  Reader,
+  Tensor,
+  aligned_empty,
+  check_dtype,
+  find_tensors,
+  same_values,
+)
 from cqd_jax.models.config import DecoderConfig
 from cqd_jax.models.hf_config import decoder_config
 from cqd_jax.models.hf_layout import Placement, param_shapes, placements
@@ -189,8 +197,8 @@ def load_pretrained(
     ValueError: naming folder, file, tensor or setting: see `open_pretrained`; weights that are not finite, or do not
       fit `dtype`; a `dtype` of another kind.
   """
-  if dtype is not None and np.dtype(dtype) not in DTYPES.values():
-    raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES.values()))}, got {np.dtype(dtype)}")
+  if dtype is not None:
+    check_dtype(dtype)
   opened = open_pretrained(folder)
   with Reader(on_read) as reader:
     check_tied_head(opened, reader)

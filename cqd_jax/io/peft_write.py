@@ -13,7 +13,7 @@ from cqd_jax.genotypes import CoreBasis
 from cqd_jax.io.hf_write import whole_folder, write_tensors
 from cqd_jax.io.peft import ADAPTER_CONFIG, PREFIX
 from cqd_jax.io.run_dir import write_json, write_text
-from cqd_jax.io.tensor_files import DTYPES
+from cqd_jax.io.tensor_files import check_dtype
 from cqd_jax.models.config import DecoderConfig
 from cqd_jax.models.hf_layout import Placement, placements
 from cqd_jax.trees import leaf_path
@@ -90,8 +90,7 @@ def save_adapter(
   """
   if rank is not None and rank < 1:
     raise ValueError(f"rank: expected at least 1, got {rank}")
-  if np.dtype(dtype) not in DTYPES.values():
-    raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES.values()))}, got {np.dtype(dtype)}")
+  check_dtype(dtype)
   svds = list(_decompose(basis, genotype, config))
   exact = max((_numerical_rank(svd.s) for svd in svds), default=0)
   chosen = max(1, exact if rank is None else min(rank, max(exact, 1)))
@@ -147,9 +146,7 @@ def _decompose(basis: CoreBasis, genotype: Genotype, config: DecoderConfig) -> I
   for placement, leaf, left, right in _by_leaf(basis, genotype, config):
     if left is None:
       continue
-    core = np.asarray(leaf, np.float64)
-    if not np.isfinite(core).all():
-      raise ValueError(f"genotype at {'/'.join(placement.path)}: holds NaN or infinite values; nothing was written")
+    core = leaf
     bases = [np.asarray(own, np.float32).astype(np.float64) for own in (left, right)]
     if not placement.stacked:
       core, *bases = (array[None] for array in (core, *bases))
@@ -162,7 +159,7 @@ def _decompose(basis: CoreBasis, genotype: Genotype, config: DecoderConfig) -> I
 
 
 def _by_leaf(basis: CoreBasis, genotype: Genotype, config: DecoderConfig) -> Iterator[tuple[Placement, Any, Any, Any]]:
-  """Of each leaf its placement, the genotype's own, and the two bases (None at vectors)."""
+  """Of each leaf its placement, the genotype's own in float64, checked, and the two bases (None at vectors)."""
   wanted = {placement.path: placement for placement in placements(config)}
   structure: Any = jax.tree.structure(basis.base)
   if jax.tree.structure(genotype) != structure:
@@ -174,7 +171,10 @@ def _by_leaf(basis: CoreBasis, genotype: Genotype, config: DecoderConfig) -> Ite
   for path, own, expert, left, right in zip(shapes, *columns, strict=True):
     if np.shape(own) != expert.shape[1:]:
       raise ValueError(f"genotype at {'/'.join(path)}: expected shape {expert.shape[1:]}, got {np.shape(own)}")
-    yield wanted[path], own, left, right
+    numbers = np.asarray(own, np.float64)
+    if not np.isfinite(numbers).all():
+      raise ValueError(f"genotype at {'/'.join(path)}: holds NaN or infinite values; nothing was written")
+    yield wanted[path], numbers, left, right
 
 
 def _numerical_rank(s: np.ndarray) -> int:
@@ -217,14 +217,7 @@ def _targets(placement: Placement, *, tied: bool) -> set[str]:
 
 def _vectors(basis: CoreBasis, genotype: Genotype, config: DecoderConfig) -> list[tuple[Placement, np.ndarray]]:
   """The changes of all leaves of vectors."""
-  found = []
-  for placement, leaf, left, _ in _by_leaf(basis, genotype, config):
-    if left is None:
-      own = np.asarray(leaf, np.float64)
-      if not np.isfinite(own).all():
-        raise ValueError(f"genotype at {'/'.join(placement.path)}: holds NaN or infinite values; nothing was written")
-      found.append((placement, own))
-  return found
+  return [(placement, own) for placement, own, left, _ in _by_leaf(basis, genotype, config) if left is None]
 
 
 def _whole_vectors(

@@ -36,6 +36,12 @@ PIECE = 1 << 23
 """Bytes that are read at once where nothing is transposed."""
 
 
+def check_dtype(dtype: Any) -> None:
+  """Raises a `ValueError` unless a dtype is one of `DTYPES`."""
+  if np.dtype(dtype) not in DTYPES.values():
+    raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES.values()))}, got {np.dtype(dtype)}")
+
+
 class DamagedWeights(ValueError):
   """Weights that cannot be used: not whole, of another kind, not finite. The message names file and tensor."""
 
@@ -210,11 +216,7 @@ class Reader:
     _check_finite(own, tensor)
     turned = own.T if transposed else own
     if out.dtype == tensor.dtype:  # as plain numbers: nothing is to be known about floats
-      unsigned = f"u{size}"
-      # First to memory that stays in the cache: rows of `out` are far apart.
-      near = block.near[: own.size].view(unsigned).reshape(turned.shape)
-      _copy_by_columns(near, turned.view(unsigned))
-      out.view(unsigned)[...] = near
+      block.put(turned, out)
     else:
       with np.errstate(over="ignore"):
         out[...] = turned.astype(out.dtype)
@@ -242,6 +244,18 @@ class _Block:
     self.rows = whole[:, :columns]
     self.lines = [_bytes(row) for row in self.rows]
     self.near = np.empty(BLOCK_ROWS * columns, dtype)
+
+  def put(self, rows: np.ndarray, out: np.ndarray) -> None:
+    """Copies some of the rows, or their transpose, bit by bit.
+
+    First to `near`, which stays in the cache, since rows of `out` are far apart; and a few columns at a time: so many
+    rows of what was transposed fit the first cache.
+    """
+    unsigned = f"u{rows.itemsize}"
+    near, rows = self.near[: rows.size].view(unsigned).reshape(rows.shape), rows.view(unsigned)
+    for start in range(0, rows.shape[1], COLUMNS):
+      near[:, start : start + COLUMNS] = rows[:, start : start + COLUMNS]
+    out.view(unsigned)[...] = near
 
 
 def same_values(reader: Reader, tensor: Tensor, other: Tensor) -> bool:
@@ -273,21 +287,12 @@ def transpose(matrix: np.ndarray) -> np.ndarray:
   """A matrix's transpose as an array of its own, several times faster than by `ascontiguousarray`."""
   rows, columns = matrix.shape
   out = np.empty((columns, rows), matrix.dtype)
-  block = np.empty((BLOCK_ROWS, columns + PADDING // matrix.itemsize), matrix.dtype)[:, :columns]
+  block = _Block(columns, matrix.dtype)
   for start in range(0, rows, BLOCK_ROWS):
-    part = block[: min(BLOCK_ROWS, rows - start)]
+    part = block.rows[: min(BLOCK_ROWS, rows - start)]
     part[...] = matrix[start : start + BLOCK_ROWS]
-    unsigned = f"u{matrix.itemsize}"
-    near = np.empty(part.shape[::-1], unsigned)
-    _copy_by_columns(near, part.view(unsigned).T)
-    out[:, start : start + BLOCK_ROWS].view(unsigned)[...] = near
+    block.put(part.T, out[:, start : start + BLOCK_ROWS])
   return out
-
-
-def _copy_by_columns(out: np.ndarray, array: np.ndarray) -> None:
-  """Copies a transposed block, a few columns at a time: so many rows of what it was fit the first cache."""
-  for start in range(0, array.shape[1], COLUMNS):
-    out[:, start : start + COLUMNS] = array[:, start : start + COLUMNS]
 
 
 def _all(tensor: Tensor) -> tuple[slice, ...]:
