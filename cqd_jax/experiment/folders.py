@@ -1,11 +1,9 @@
 """A base model and its experts from Hugging Face folders: opened and checked, then read into the space of a run."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from cqd_jax.io.experts import Expert, open_expert
 from cqd_jax.io.hf import CONFIG, GENERATION_CONFIG, ModelFolder, load_pretrained, open_pretrained
 from cqd_jax.io.hf_write import TOKENIZER_FILES
 from cqd_jax.io.peft import ADAPTER_CONFIG
-from cqd_jax.io.progress import progress
+from cqd_jax.io.progress import megabytes
 from cqd_jax.io.tensor_files import Reader
 from cqd_jax.low_rank import LowRank
 from cqd_jax.trees import Path as TreePath
@@ -30,8 +28,6 @@ from cqd_jax.types import Genotype, Params
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 """How many pieces of each file of weights, and of what size, tell it from another."""
-
-MEGABYTE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +64,13 @@ def open_folders(settings: ExperimentSettings) -> Folders | None:
 
 def load_base(folders: Folders, mesh: Mesh | None, console: Console) -> Params:
   """The params of the base, on the mesh where there is one."""
-  with reading(console, "reading the base", folders.base.num_bytes) as on_read:
+  with megabytes(console, "reading the base, MB", folders.base.num_bytes) as on_read:
     return load_pretrained(folders.base.folder, mesh=mesh, on_read=on_read).params
 
 
 def dense_experts(folders: Folders, base: Params, console: Console) -> Genotype:
   """The experts' task vectors, leaves `[K, ...]` in the dtypes of the base."""
-  with reading(console, "reading the experts", _bytes_to_compare(folders)) as on_read, Reader(on_read) as reader:
+  with megabytes(console, "reading the experts, MB", _bytes_to_compare(folders)) as on_read, Reader(on_read) as reader:
 
     def stack(path: TreePath, leaf: jax.Array) -> jax.Array:
       changes = []
@@ -91,7 +87,10 @@ def dense_experts(folders: Folders, base: Params, console: Console) -> Genotype:
 
 def core_experts(folders: Folders, base: Params, rank: int | None, console: Console) -> CoreBasis:
   """The experts in core space: adapters exactly, whole models truncated to `rank`. One leaf at a time is dense."""
-  with reading(console, "experts to core space", _bytes_to_compare(folders)) as on_read, Reader(on_read) as reader:
+  with (
+    megabytes(console, "experts to core space, MB", _bytes_to_compare(folders)) as on_read,
+    Reader(on_read) as reader,
+  ):
 
     def update(expert: Expert, path: TreePath, leaf: jax.Array) -> Any:
       if expert.adapter is not None:
@@ -117,24 +116,6 @@ class LazyUpdate:
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     del copy
     return np.asarray(self.read(), dtype)
-
-
-@contextlib.contextmanager
-def reading(console: Console, what: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
-  """Shows how many megabytes are read; yields what a `Reader` calls."""
-  with progress(console, f"{what}, MB", max(1, num_bytes // MEGABYTE)) as advance:
-    read = shown = 0
-    one_at_a_time = threading.Lock()
-
-    def on_read(size: int) -> None:
-      nonlocal read, shown
-      with one_at_a_time:
-        read += size
-        if (steps := read // MEGABYTE - shown) > 0:
-          shown += steps
-          advance(steps)
-
-    yield on_read
 
 
 def _bytes_to_compare(folders: Folders) -> int:

@@ -12,13 +12,11 @@ from cqd_jax.io.energy_figure import energy_figure
 from cqd_jax.io.experts import Expert, open_expert
 from cqd_jax.io.hf import ModelFolder, open_pretrained
 from cqd_jax.io.plots import save_figure
-from cqd_jax.io.progress import progress
+from cqd_jax.io.progress import megabytes
 
 __all__ = ["InspectedExpert", "Inspection", "inspect"]
 
 FORMATS = (".png", ".svg", ".pdf")
-
-MEGABYTE = 1_000_000
 
 
 def inspect(
@@ -84,16 +82,8 @@ def _opened(
 
 def _measured(opened: Mapping[str, Expert], misfits: Mapping[str, str], max_rank: int, console: Console) -> Inspection:
   base = next(iter(opened.values())).base
-  total, done = num_bytes(base, opened.values()), 0
-  megabytes = max(1, total // MEGABYTE)
-  with progress(console, "measuring (MB)", megabytes) as advance:
-
-    def on_part(size: int, name: str) -> None:
-      nonlocal done
-      before, done = done, done + size
-      advance(done * megabytes // total - before * megabytes // total, note=name)
-
-    inspection = measure(base, opened, max_rank=max_rank, on_part=on_part)
+  with megabytes(console, "measuring (MB)", num_bytes(base, opened.values())) as advance:
+    inspection = measure(base, opened, max_rank=max_rank, on_part=advance)
   _tell(inspection.misfits, fitting=len(inspection.experts), console=console)
   return dataclasses.replace(inspection, misfits={**misfits, **inspection.misfits})
 

@@ -1,6 +1,7 @@
 """Progress with time left: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
@@ -12,6 +13,8 @@ Advance: TypeAlias = Callable[..., None]
 """`advance(steps=1, note="")`: so much more is done; the note is shown beside the bar."""
 
 SECONDS_BETWEEN_LINES = 10.0
+
+MEGABYTE = 1_000_000
 
 
 @contextlib.contextmanager
@@ -26,6 +29,24 @@ def progress(console: Console, description: str, total: int, *, done: int = 0) -
   """
   show = _bar if console.is_terminal else _lines
   with show(console, description, total, done) as advance:
+    yield advance
+
+
+@contextlib.contextmanager
+def megabytes(console: Console, description: str, num_bytes: int) -> Iterator[Advance]:
+  """As `progress`, for bytes, of which megabytes are shown; it may be advanced from any thread."""
+  total = max(1, num_bytes // MEGABYTE)
+  with progress(console, description, total) as show:
+    done = 0
+    one_at_a_time = threading.Lock()
+
+    def advance(size: int = 1, note: str = "") -> None:
+      nonlocal done
+      with one_at_a_time:
+        before, done = done, done + size
+        if steps := done * total // num_bytes - before * total // num_bytes:
+          show(steps, note=note)
+
     yield advance
 
 
