@@ -11,7 +11,7 @@ from benchmarks.harness import Case
 from cqd_jax.archive import CyclingRepertoire, Grid
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.low_rank import LowRank
-from cqd_jax.operators import expert_svd_mutation, factorise, linear_merge, svd_mutation
+from cqd_jax.operators import expert_svd_mutation, factorize, linear_merge, svd_mutation
 from cqd_jax.search import CycleQD, CycleQDEmitter
 from cqd_jax.types import Genotype, Params
 
@@ -67,7 +67,7 @@ def expert_svd_case(kernels: int, side: int, rank: int, children: int) -> Case:
     lambda basis, count: (
       _keys(count),
       _population(basis, count, 1),
-      factorise(_pick(basis.experts, 0), rank=rank),
+      factorize(_pick(basis.experts, 0), rank=rank),
     ),
     dense=(2, dense),
     recycle=1,
@@ -104,7 +104,7 @@ def _iteration_case(mutation: str, kernels: int, side: int, rank: int, children:
 
   def core_carry() -> Carry:
     basis = make_basis(kernels, side, rank)
-    factors = jax.vmap(functools.partial(factorise, rank=rank))(basis.experts)
+    factors = jax.vmap(functools.partial(factorize, rank=rank))(basis.experts)
     return _begin(mutation, basis.experts, factors, children, capacity=None)
 
   def peer(*_: Any) -> Carry:
@@ -164,7 +164,7 @@ def _cycleqd(mutation: str, factors: Genotype | None, children: int) -> CycleQD:
 
 def written_out(basis: CoreBasis, genotype: Genotype, rank: int) -> Genotype:
   """The dense factors of an expert, from those of its core."""
-  svd = factorise(genotype, rank=rank)["kernels"]
+  svd = factorize(genotype, rank=rank)["kernels"]
   product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   u, vt = product(basis.left["kernels"], svd.u), product(svd.vt, basis.right["kernels"].mT)
   return {"kernels": svd._replace(u=u, vt=vt)}

@@ -93,14 +93,14 @@ def _shared_case(config: DecoderConfig, candidates: int, prompts: int, way: str)
     genotypes = jax.tree.map(lambda leaf: jnp.einsum("pk,k...->p...", weights, leaf), basis.experts)
     if way == "shared base":
       return (basis, genotypes)
-    return (basis, genotypes, jax.jit(jax.vmap(basis.materialise))(genotypes))
+    return (basis, genotypes, jax.jit(jax.vmap(basis.materialize))(genotypes))
 
   def function(basis: CoreBasis, genotypes: Params, dense: Params | None = None) -> Any:
     if dense is None:
       return decode(basis.apply(genotypes), group_size=candidates)
     return decode(dense, group_size=candidates if way == "dense, side by side" else 1)
 
-  write_out = jax.jit(lambda basis, genotype: jax.tree.map(lambda leaf: leaf[None], basis.materialise(genotype)))
+  write_out = jax.jit(lambda basis, genotype: jax.tree.map(lambda leaf: leaf[None], basis.materialize(genotype)))
 
   def peer(basis: CoreBasis, genotypes: Params, dense: Params | None = None) -> Any:
     del dense

@@ -22,9 +22,9 @@ from safetensors import safe_open
 
 from benchmarks.harness import Case
 from cqd_jax.genotypes import CoreBasis
-from cqd_jax.io.hf import load_pretrained, open_pretrained, save_pretrained
-from cqd_jax.io.peft_write import save_adapter
-from cqd_jax.io.tensor_files import THREADS
+from cqd_jax.hub.load import load_pretrained, open_pretrained, save_pretrained
+from cqd_jax.hub.save_adapter import save_adapter
+from cqd_jax.hub.tensor_files import THREADS
 from cqd_jax.low_rank import LowRank
 from cqd_jax.models import DecoderConfig, init_params
 from cqd_jax.models.hf_layout import placements

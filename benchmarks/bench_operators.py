@@ -12,7 +12,7 @@ from benchmarks.harness import Case
 from cqd_jax.operators import (
   aggregate,
   expert_svd_mutation,
-  factorise,
+  factorize,
   gaussian_mutation,
   linear_merge,
   svd_mutation,
@@ -131,7 +131,7 @@ def expert_svd_case(sizes: Params, children: int, dtype: str) -> Case:
   mutate = functools.partial(expert_svd_mutation, rate=0.1)
 
   def arguments() -> tuple[Any, ...]:
-    expert_svd = jax.jit(factorise)(population(sizes, (), dtype, 1))
+    expert_svd = jax.jit(factorize)(population(sizes, (), dtype, 1))
     return _keys(children), population(sizes, (children,), dtype, 0), expert_svd
 
   return Case(

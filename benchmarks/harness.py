@@ -244,12 +244,12 @@ def measure(module: str, case: Case, ceiling: Ceiling, *, rounds: int = 7, budge
     samples.run.append(_timed_in_a_row(run, repeats))
     if case.peer:
       samples.peer.append(_timed_in_a_row(run_peer, peer_repeats))
-  return summarise(
+  return summarize(
     module, case, samples, compile_s, stream_bytes=ceiling.stream_bytes, matmul_flops=ceiling.matmul_flops
   )
 
 
-def summarise(
+def summarize(
   module: str,
   case: Case,
   samples: Samples,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from cqd_jax.experiment.memory import Plan, table
 from cqd_jax.models import DecoderConfig
+from cqd_jax.run.memory import Plan, table
 from cqd_jax.tasks.skills.training import MINIATURE
 
 MODELS = {

@@ -109,7 +109,7 @@ def take_rows(matrix: Matrix, indices: jax.Array) -> jax.Array:
   return rows + matmul(inner, matrix.right.mT).astype(rows.dtype)
 
 
-def after(array: jax.Array, done: jax.Array) -> jax.Array:
+def sequence_after(array: jax.Array, done: jax.Array) -> jax.Array:
   """`array`, as soon as `done` is there, for what must not be computed at the same time.
 
   A batched decomposition on a CPU waits, in a thread of XLA's pool, for other threads of the pool to do its parts. As
@@ -121,12 +121,12 @@ def after(array: jax.Array, done: jax.Array) -> jax.Array:
   return array + nothing.astype(array.dtype)
 
 
-def split_own(params: Params) -> tuple[Params, Params]:
+def partition_shared(params: Params) -> tuple[Params, Params]:
   """A model, or a population, as what is its own and what is shared.
 
   Returns:
     The params with the core in the place of each `LowRankUpdate`; and what those lack, with None where nothing is
-    shared. `join_own` takes both.
+    shared. `combine_shared` takes both.
   """
 
   def own(node: Any) -> Any:
@@ -141,6 +141,6 @@ def split_own(params: Params) -> tuple[Params, Params]:
   return jax.tree.map(own, params, is_leaf=is_update), jax.tree.map(shared, params, is_leaf=is_update)
 
 
-def join_own(own: Params, shared: Params) -> Params:
-  """The params of which `split_own` gave the two parts; `own` may be another individual's."""
+def combine_shared(own: Params, shared: Params) -> Params:
+  """The params of which `partition_shared` gave the two parts; `own` may be another individual's."""
   return jax.tree.map(lambda mine, rest: mine if rest is None else rest.replace(core=mine), own, shared)

@@ -16,10 +16,10 @@ from typing import Any
 
 from rich.table import Table
 
-from cqd_jax.cli import in_words, make_console
-from cqd_jax.config import ExperimentSettings, changed_settings, load_settings, parse_settings
-from cqd_jax.experiment.run import resume_experiment, run_experiment
-from cqd_jax.experiment.seeds import markdown, table, with_error
+from cqd_jax.cli.main import in_words, make_console
+from cqd_jax.config.settings import ExperimentSettings, changed_settings, load_settings, parse_settings
+from cqd_jax.run.experiment import resume_experiment, run_experiment
+from cqd_jax.run.seeds import markdown, table, with_error
 
 HERE = Path(__file__).parent
 

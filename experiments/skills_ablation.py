@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cqd_jax.cli import in_words, make_console
-from cqd_jax.config import load_settings
-from cqd_jax.experiment.ablation import FULL, run_seed
-from cqd_jax.experiment.seeds import markdown, paired, table, with_error
-from cqd_jax.io.run_dir import write_text
+from cqd_jax.cli.main import in_words, make_console
+from cqd_jax.config.settings import load_settings
+from cqd_jax.run.ablation import FULL, run_seed
+from cqd_jax.run.seeds import markdown, paired, table, with_error
+from cqd_jax.store.run_dir import write_text
 
 HERE = Path(__file__).parent
 

@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The suite compiles thousands of small programs and runs each a few times: most of its time went into optimising them.
+# The suite compiles thousands of small programs and runs each a few times: most of its time went into optimizing them.
 jax.config.update("jax_disable_most_optimizations", True)
 hook = install_import_hook("cqd_jax", "beartype.beartype")
 
@@ -20,7 +20,7 @@ def qdax_ranks():
 
 
 @pytest.fixture
-def optimised():
+def optimized():
   """Compiles as users do, for tests that look at a program's memory."""
   jax.clear_caches()
   jax.config.update("jax_disable_most_optimizations", False)

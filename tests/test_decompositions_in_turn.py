@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cqd_jax.genotypes.core import _bases
-from cqd_jax.genotypes.factors import randomised_svd
+from cqd_jax.genotypes.factors import randomized_svd
 from cqd_jax.low_rank import LowRank
-from cqd_jax.operators import factorise, svd_mutation
+from cqd_jax.operators import factorize, svd_mutation
 
 
 def trees(num=6, batch=4):
@@ -19,11 +19,11 @@ def trees(num=6, batch=4):
   return {f"w{i}": jax.random.normal(key, (batch, 6 + i, 5)) for i, key in enumerate(keys)}
 
 
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
   ("operator", "number"),
   [
-    (lambda tree: jax.vmap(factorise)(tree), 6),
+    (lambda tree: jax.vmap(factorize)(tree), 6),
     (
       lambda tree: jax.vmap(functools.partial(svd_mutation, max_scale=2.0))(
         jax.random.split(jax.random.key(1), 4), tree
@@ -33,9 +33,9 @@ def trees(num=6, batch=4):
     # a decomposition, and its orthonormal factor, of columns and of rows
     (lambda tree: _bases((LowRank(tree["w0"], tree["w1"].mT),), jnp.float32), 4),
     # three times, then the small SVD twice (once for the sketch)
-    (lambda tree: randomised_svd(jax.random.key(0), tree["w5"], rank=2), 11),
+    (lambda tree: randomized_svd(jax.random.key(0), tree["w5"], rank=2), 11),
   ],
-  ids=["factorise", "svd_mutation", "bases", "randomised"],
+  ids=["factorize", "svd_mutation", "bases", "randomized"],
 )
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the names are those of LAPACK's calls on a CPU")
 def test_each_decomposition_depends_on_the_one_before(operator, number):
@@ -60,10 +60,10 @@ def test_each_decomposition_depends_on_the_one_before(operator, number):
 
 def test_the_order_changes_no_number():
   tree = trees()
-  together = jax.vmap(factorise)(tree)
+  together = jax.vmap(factorize)(tree)
   for name, leaf in tree.items():
     u, s, vt = together[name]
     np.testing.assert_allclose(jnp.matmul(u * s[:, None, :], vt), leaf, atol=1e-5)
   poisoned = {**tree, "w0": tree["w0"].at[0, 0, 0].set(jnp.nan)}
-  for name, factors in jax.vmap(factorise)(poisoned).items():
+  for name, factors in jax.vmap(factorize)(poisoned).items():
     assert bool(jnp.isfinite(factors.s).all()) == (name != "w0")

@@ -20,10 +20,17 @@ LAYERS = {
   "models": 1,
   "tasks": 2,
   "search": 2,
-  "io": 3,
+  "sandbox": 3,
+  "hub": 3,
+  "store": 3,
+  "report": 3,
+  "terminal": 3,
+  "engines": 3,
+  "io": 4,
   "config": 4,
-  "experiment": 4,
-  "cli": 4,
+  "run": 5,
+  "inspect": 5,
+  "cli": 6,
 }
 
 # Packages of one layer that may import each other, and which way.
@@ -31,9 +38,11 @@ SIDEWAYS = {
   ("checks", "types"),
   ("trees", "types"),
   ("low_rank", "types"),
-  ("experiment", "config"),
-  ("cli", "config"),
-  ("cli", "experiment"),
+  ("genotypes", "operators"),
+  ("search", "tasks"),
+  ("report", "store"),
+  ("hub", "store"),
+  ("hub", "terminal"),
 }
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cqd_jax.low_rank import LowRankUpdate, MatrixSVD, join_own, matmul, split_own, take_rows
+from cqd_jax.low_rank import LowRankUpdate, MatrixSVD, combine_shared, matmul, partition_shared, take_rows
 
 
 def make_update(seed=0, dtype=jnp.float32, rows=7, columns=5):
@@ -46,18 +46,18 @@ def test_arrays_are_multiplied_and_looked_up_as_they_are():
 
 def test_own_and_shared_parts_make_the_whole():
   params = {"kernel": make_update(), "bias": jnp.ones(5), "list": [make_update(1), jnp.zeros(2)]}
-  own, shared = split_own(params)
+  own, shared = partition_shared(params)
   assert own["kernel"].shape == (3, 2)
   assert shared["bias"] is None
   assert shared["kernel"].core is None
   assert len(jax.tree.leaves(own)) + len(jax.tree.leaves(shared)) == len(jax.tree.leaves(params))
-  jax.tree.map(np.testing.assert_array_equal, join_own(own, shared), params)
-  doubled = join_own(jax.tree.map(lambda leaf: 2 * leaf, own), shared)
+  jax.tree.map(np.testing.assert_array_equal, combine_shared(own, shared), params)
+  doubled = combine_shared(jax.tree.map(lambda leaf: 2 * leaf, own), shared)
   np.testing.assert_array_equal(doubled["kernel"].core, 2 * params["kernel"].core)
   assert doubled["kernel"].kernel is params["kernel"].kernel
 
 
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("optimized")
 def test_a_population_meets_the_base_in_one_product():
   """Under vmap over cores the compiled program has no batch of copies of the base's matrix."""
   update = make_update(rows=64, columns=48)

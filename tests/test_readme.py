@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cqd_jax.config import check_settings, parse_settings
+from cqd_jax.config.settings import check_settings, parse_settings
 from cqd_jax.operators import linear_merge
 
 

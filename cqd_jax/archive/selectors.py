@@ -37,7 +37,7 @@ def elite_sampling(
   """
   del bins
   scores = jnp.concatenate([fitnesses[:, None], descriptors], axis=1)
-  return _normalised_product(low + (high - low) * _min_max(scores, occupied), occupied)
+  return _normalized_product(low + (high - low) * _min_max(scores, occupied), occupied)
 
 
 def reference_elite_sampling(
@@ -54,7 +54,7 @@ def reference_elite_sampling(
   """
   del descriptors
   columns = jnp.concatenate([fitnesses[:, None], bins.astype(jnp.float32)], axis=1)
-  return _normalised_product(0.5 + 0.8 * _min_max(columns, occupied), occupied)
+  return _normalized_product(0.5 + 0.8 * _min_max(columns, occupied), occupied)
 
 
 def uniform_sampling(
@@ -133,6 +133,6 @@ def _min_max(columns: Float[Array, "N K"], occupied: Bool[Array, "N"]) -> Float[
   return jnp.where(spread > 0, (columns - low) / jnp.where(spread > 0, spread, 1), 0.625)
 
 
-def _normalised_product(factors: Float[Array, "N K"], occupied: Bool[Array, "N"]) -> Float[Array, "N"]:
+def _normalized_product(factors: Float[Array, "N K"], occupied: Bool[Array, "N"]) -> Float[Array, "N"]:
   product = jnp.where(occupied, factors.prod(axis=-1), 0)
   return product / jnp.maximum(product.sum(), jnp.finfo(jnp.float32).tiny)

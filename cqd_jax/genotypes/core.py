@@ -21,7 +21,7 @@ import numpy as np
 
 from cqd_jax.checks import check_float_leaves, check_key, check_population
 from cqd_jax.genotypes.factors import METHODS, relative_error, truncate, truncate_by_energy
-from cqd_jax.low_rank import LowRank, LowRankUpdate, after
+from cqd_jax.low_rank import LowRank, LowRankUpdate, sequence_after
 from cqd_jax.trees import Path, as_arrays, is_matrix, leaf_path, widen
 from cqd_jax.types import Genotype, Params, PRNGKey
 
@@ -94,10 +94,10 @@ class CoreBasis(flax.struct.PyTreeNode):
       rank: to which dense matrices are truncated; factors keep their own rank. One number, or a number for each matrix
         by its path ("layers/mlp/up/kernel"), with "*" for all that are not named. None: not truncated, or by `energy`.
       energy: the share of each matrix's squared Frobenius norm to keep, in (0, 1], instead of a rank.
-      method: "exact": LAPACK's SVD. "randomised": nearly as good, for large matrices and small ranks by orders of
+      method: "exact": LAPACK's SVD. "randomized": nearly as good, for large matrices and small ranks by orders of
         magnitude faster. "auto": whichever suits the shape.
       dtype: of genotypes. Cores are small, and in bfloat16 they would drift over many variations.
-      key: of the randomised way; None: a fixed one.
+      key: of the randomized way; None: a fixed one.
 
     Returns:
       The basis. `fits` tells how well it holds the experts.
@@ -164,16 +164,16 @@ class CoreBasis(flax.struct.PyTreeNode):
     """The dense task vector of an individual: leaves `[...]` in the dtypes of the base, computed in float32."""
     return self._map(_write_out, self._genotype(genotype), self.base)
 
-  def materialise(self, genotype: Genotype) -> Params:
+  def materialize(self, genotype: Genotype) -> Params:
     """The params of an individual: base plus task vector, computed in float32, rounded to the base's dtypes once.
 
     One leaf after the other: beside the result nothing larger than a leaf is made.
     """
-    leaves = [leaf for _, leaf in self.materialise_leaves(genotype)]
+    leaves = [leaf for _, leaf in self.materialize_leaves(genotype)]
     return jax.tree.unflatten(jax.tree.structure(self.base), leaves)
 
-  def materialise_leaves(self, genotype: Genotype) -> Iterator[tuple[Path, jax.Array]]:
-    """The paths and leaves of `materialise` one by one, for a model that is written and not kept."""
+  def materialize_leaves(self, genotype: Genotype) -> Iterator[tuple[Path, jax.Array]]:
+    """The paths and leaves of `materialize` one by one, for a model that is written and not kept."""
     parts = zip(
       jax.tree.leaves_with_path(self.base),
       self._genotype(genotype),
@@ -254,7 +254,7 @@ class _Leaf(NamedTuple):
 def _hold_matrix(leaf: jax.Array, factored: Sequence[tuple[LowRank, jax.Array]], dtype: Any) -> _Leaf:
   """Bases and cores of a leaf of matrices, from the experts' factors of it and what these have lost."""
   left, right, cores = _bases(tuple(factors for factors, _ in factored), leaf.dtype)
-  cores = jax.block_until_ready(cores).astype(dtype)  # no two leaves' decompositions at once; see `after`
+  cores = jax.block_until_ready(cores).astype(dtype)  # no two leaves' decompositions at once; see `sequence_after`
   errors = jnp.stack([error for _, error in factored])
   return _Leaf(cores, left, right, errors, tuple(factors.a.shape[-2] for factors, _ in factored))
 
@@ -292,7 +292,7 @@ def _bases(factors: tuple[LowRank, ...], dtype: Any) -> tuple[jax.Array, jax.Arr
   if not columns.shape[-1]:  # nobody changed these matrices; a basis of one vector spares all others empty arrays
     columns, rows = (jnp.zeros((*part.shape[:-1], 1)) for part in (columns, rows))
   left, left_part = jnp.linalg.qr(columns)
-  right, right_part = jnp.linalg.qr(after(rows, left))
+  right, right_part = jnp.linalg.qr(sequence_after(rows, left))
   ends = np.cumsum([one.a.shape[-2] for one in factors])[:-1]
   parts = zip(jnp.split(left_part, ends, axis=-1), jnp.split(right_part, ends, axis=-1), strict=True)
   cores = jnp.stack([jnp.matmul(one, other.mT, precision=HIGHEST) for one, other in parts])

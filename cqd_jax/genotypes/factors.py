@@ -1,4 +1,4 @@
-"""Low-rank factors of dense task vectors: truncated SVD, exact or randomised, of stacks of matrices at once."""
+"""Low-rank factors of dense task vectors: truncated SVD, exact or randomized, of stacks of matrices at once."""
 
 import functools
 
@@ -10,22 +10,22 @@ from jax.typing import ArrayLike
 from cqd_jax.low_rank import LowRank, MatrixSVD
 from cqd_jax.types import PRNGKey
 
-METHODS = ("auto", "exact", "randomised")
+METHODS = ("auto", "exact", "randomized")
 
 LARGE = 512
-"""`auto` takes the randomised way for matrices with more rows and columns than this, if the rank is much smaller."""
+"""`auto` takes the randomized way for matrices with more rows and columns than this, if the rank is much smaller."""
 
 OVERSAMPLING, POWER_ITERATIONS = 10, 2
 
 
 def truncate(matrix: jax.Array, rank: int, *, method: str = "auto", key: PRNGKey | None = None) -> LowRank:
-  """The best approximation of rank at most `rank` (the randomised way: nearly the best).
+  """The best approximation of rank at most `rank` (the randomized way: nearly the best).
 
   Args:
     matrix: `[..., m, n]` floats.
     rank: at least 1; min(m, n) is the whole matrix.
-    method: "exact", "randomised", or "auto", which is randomised for large matrices and small ranks.
-    key: of the randomised way; None: a fixed one.
+    method: "exact", "randomized", or "auto", which is randomized for large matrices and small ranks.
+    key: of the randomized way; None: a fixed one.
 
   Returns:
     float32 factors.
@@ -35,8 +35,8 @@ def truncate(matrix: jax.Array, rank: int, *, method: str = "auto", key: PRNGKey
   if rank >= min(rows, columns):  # nothing to leave out
     identity = jnp.broadcast_to(jnp.eye(min(rows, columns)), (*stack, *(min(rows, columns),) * 2))
     return LowRank(identity, wide) if rows < columns else LowRank(wide, identity)
-  if method == "randomised" or (method == "auto" and pays_to_sample(matrix.shape, rank)):
-    return _balance(randomised_svd(_default(key), wide, rank=rank))
+  if method == "randomized" or (method == "auto" and pays_to_sample(matrix.shape, rank)):
+    return _balance(randomized_svd(_default(key), wide, rank=rank))
   return _balance(exact_svd(wide).first(rank))
 
 
@@ -53,8 +53,8 @@ def truncate_by_energy(
   matrix = matrix.astype(jnp.float32) / scale
   total = _energy(matrix)
   rank = 32
-  while method != "exact" and (method == "randomised" or pays_to_sample(matrix.shape, rank)):
-    svd = randomised_svd(_default(key), matrix, rank=min(rank, shortest))
+  while method != "exact" and (method == "randomized" or pays_to_sample(matrix.shape, rank)):
+    svd = randomized_svd(_default(key), matrix, rank=min(rank, shortest))
     if (needed := _least_rank(svd.s, total, energy)) is not None:
       return _balance(svd.first(needed), scale)
     if rank >= shortest:
@@ -65,7 +65,7 @@ def truncate_by_energy(
 
 
 def pays_to_sample(shape: tuple[int, ...], rank: int) -> bool:
-  """Whether `auto` is randomised."""
+  """Whether `auto` is randomized."""
   shortest = min(shape[-2:])
   return shortest > LARGE and 8 * rank <= shortest
 
@@ -77,7 +77,7 @@ def exact_svd(matrix: jax.Array) -> MatrixSVD:
 
 
 @functools.partial(jax.jit, static_argnames="rank")
-def randomised_svd(key: PRNGKey, matrix: jax.Array, *, rank: int) -> MatrixSVD:
+def randomized_svd(key: PRNGKey, matrix: jax.Array, *, rank: int) -> MatrixSVD:
   """The leading singular values from the matrix's products with a few random vectors.
 
   Reads the matrix 2 + 2 `POWER_ITERATIONS` times, where the exact way takes some 20 min(m, n) passes' worth of work.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from cqd_jax.genotypes.factors import pays_to_sample, randomised_svd
+from cqd_jax.genotypes.factors import pays_to_sample, randomized_svd
 from cqd_jax.low_rank import LowRank
 
 Change: TypeAlias = Any
@@ -24,7 +24,7 @@ class SingularValues(NamedTuple):
 
   Attributes:
     values: `[r]` float64, falling; those that are not among them are 0, unless `sampled`.
-    sampled: whether they are the leading ones alone, found by the randomised way: never above the true ones, and close
+    sampled: whether they are the leading ones alone, found by the randomized way: never above the true ones, and close
       to them where they fall.
   """
 
@@ -47,7 +47,7 @@ def inner_product(first: Change, second: Change) -> float:
 
 
 def singular_values(matrix: Change, *, most: int) -> SingularValues:
-  """All singular values; of a large dense matrix, where it pays, the `most` largest by the randomised way.
+  """All singular values; of a large dense matrix, where it pays, the `most` largest by the randomized way.
 
   Args:
     matrix: dense `[m, n]` or factors.
@@ -57,7 +57,7 @@ def singular_values(matrix: Change, *, most: int) -> SingularValues:
     return SingularValues(_values_of_factors(matrix), sampled=False)
   sampled = pays_to_sample(matrix.shape, most)
   array = jax.device_put(matrix)
-  values = randomised_svd(jax.random.key(0), array, rank=most).s if sampled else _all_singular_values(array)
+  values = randomized_svd(jax.random.key(0), array, rank=most).s if sampled else _all_singular_values(array)
   # Waits: no two decompositions at once, see `low_rank.after`.
   return SingularValues(np.asarray(values, np.float64), sampled)
 

@@ -1,1 +1,1 @@
-"""The edge: everything that touches disk, processes, clocks or terminals."""
+"""Older names of `cqd_jax.hub`, which keep working."""

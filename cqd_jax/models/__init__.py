@@ -3,7 +3,7 @@
 from cqd_jax.models.config import DecoderConfig, RopeScaling
 from cqd_jax.models.decoder import forward, init_params, linear, unstack_layers
 from cqd_jax.models.decoding import PromptBucket, bucket_prompts, decode_population, greedy_decode
-from cqd_jax.models.training import Batch, TrainStep, loss, make_optimiser, make_train_step, pack
+from cqd_jax.models.training import Batch, TrainStep, loss, make_optimizer, make_train_step, pack
 
 __all__ = [
   "Batch",
@@ -18,7 +18,7 @@ __all__ = [
   "init_params",
   "linear",
   "loss",
-  "make_optimiser",
+  "make_optimizer",
   "make_train_step",
   "pack",
   "unstack_layers",

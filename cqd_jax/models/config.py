@@ -54,7 +54,7 @@ class DecoderConfig:
     qkv_bias: whether query, key and value have biases (Qwen2).
     output_bias: whether the attention's output has a bias.
     mlp_bias: whether the three kernels of the feed-forward part have biases.
-    qk_norm: whether each query and key head is RMS-normalised before its rotation (Qwen3).
+    qk_norm: whether each query and key head is RMS-normalized before its rotation (Qwen3).
     tie_embeddings: whether the head is the transposed embedding.
     sliding_window: number of latest positions, its own included, that a position sees (Mistral 7B v0.1); None for all.
 

@@ -154,7 +154,7 @@ def unembed(params: Params, config: DecoderConfig, hidden: Float[Array, "*B d"])
   """Float32 logits of hidden states: final norm, then the head or the transposed embedding."""
   hidden = rms_norm(params["final_norm"], config, hidden)
   kernel = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
-  # Not rounded to bfloat16: neighbouring logits would tie, and argmax would decide by index.
+  # Not rounded to bfloat16: neighboring logits would tie, and argmax would decide by index.
   return matmul(hidden, kernel, preferred_element_type=jnp.float32)
 
 

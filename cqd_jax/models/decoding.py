@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cqd_jax.checks import check_population
-from cqd_jax.low_rank import join_own, split_own
+from cqd_jax.low_rank import combine_shared, partition_shared
 from cqd_jax.models import decoder
 from cqd_jax.models.config import DecoderConfig
 from cqd_jax.types import Params
@@ -157,7 +157,7 @@ def decode_population(
   Raises:
     ValueError: if shapes do not agree, the rows are no permutation, or a setting is outside its range.
   """
-  own, shared = split_own(params)
+  own, shared = partition_shared(params)
   size = check_population(own, "params")
   if group_size < 1 or size % group_size:
     raise ValueError(f"group_size: expected a divisor of the {size} candidates, got {group_size}")
@@ -197,7 +197,7 @@ def _greedy_decode(
   end_ids: jax.Array,
   pad_id: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  return _decode_buckets(*split_own(params), config, buckets, max_new_tokens, end_ids, pad_id, _one)
+  return _decode_buckets(*partition_shared(params), config, buckets, max_new_tokens, end_ids, pad_id, _one)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 4, 7))
@@ -260,7 +260,7 @@ def _decode_bucket(
   token_ids, prompt_lengths = jnp.asarray(bucket.token_ids), jnp.asarray(bucket.lengths)
 
   def prefill(own: Params) -> _Prefilled:
-    return _prefill(join_own(own, shared), token_ids, prompt_lengths, config=config, room=max_new_tokens - 1)
+    return _prefill(combine_shared(own, shared), token_ids, prompt_lengths, config=config, room=max_new_tokens - 1)
 
   prefilled = lift(prefill)(own)
   own_layers = lift(functools.partial(_split_layers, config=config))(own["layers"])
@@ -269,8 +269,8 @@ def _decode_bucket(
   def advance(
     own: Params, own_layers: list[Params], cache: _Cache, latest: jax.Array, starts: jax.Array, index: jax.Array
   ) -> tuple[_Cache, jax.Array]:
-    layers = [join_own(mine, rest) for mine, rest in zip(own_layers, shared_layers, strict=True)]
-    return _step(join_own(own, shared), layers, cache, latest, starts, index, config=config)
+    layers = [combine_shared(mine, rest) for mine, rest in zip(own_layers, shared_layers, strict=True)]
+    return _step(combine_shared(own, shared), layers, cache, latest, starts, index, config=config)
 
   step = lift(advance, in_axes=(0, 0, 0, 0, 0, None))
 

@@ -165,7 +165,7 @@ def _refuse_features(given: Mapping[str, Any], architecture: str, source: str) -
   if given.get("quantization_config"):
     method = given["quantization_config"]
     method = method.get("quant_method", "unknown") if isinstance(method, Mapping) else method
-    refuse(f"a quantised model (quantization_config: {method})", "weights in bfloat16, float16 or float32")
+    refuse(f"a quantized model (quantization_config: {method})", "weights in bfloat16, float16 or float32")
   if given["hidden_act"] not in ("silu", "swish"):
     refuse(f"hidden_act={given['hidden_act']!r}", "silu")
   if given["partial_rotary_factor"] != 1.0:

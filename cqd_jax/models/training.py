@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 TrainStep: TypeAlias = Callable[[Params, optax.OptState, Batch, Any], tuple[Params, optax.OptState, jax.Array]]
-"""`(params, optimiser_state, batch, learning_rate) -> (params, optimiser_state, loss)`."""
+"""`(params, optimizer_state, batch, learning_rate) -> (params, optimizer_state, loss)`."""
 
 
 def pack(sequences: Sequence[Sequence[int]], answer_masks: Sequence[Sequence[bool]], row_length: int) -> Batch:
@@ -101,7 +101,7 @@ def loss(params: Params, config: DecoderConfig, batch: Batch) -> Float[Array, ""
   return jnp.sum(losses * batch.loss_mask) / jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
 
 
-def make_optimiser(
+def make_optimizer(
   *, weight_decay: float = 0.01, b1: float = 0.9, b2: float = 0.999, max_norm: float = 1.0
 ) -> optax.GradientTransformation:
   """AdamW without its learning rate, after clipping the gradient's global norm; decays what has two axes a layer.
@@ -119,18 +119,18 @@ def _decayed(params: Params) -> Params:
   return map_with_path(is_matrix, params)
 
 
-def make_train_step(config: DecoderConfig, optimiser: optax.GradientTransformation) -> TrainStep:
+def make_train_step(config: DecoderConfig, optimizer: optax.GradientTransformation) -> TrainStep:
   """One compiled step of gradient descent on `loss`.
 
   The learning rate is an argument, so that base model and experts, warm-up and decay, share one compilation.
 
   Args:
     config: the decoder.
-    optimiser: gives the update for a learning rate of 1, uphill: `make_optimiser`. Its state comes from
-      `optimiser.init(params)`.
+    optimizer: gives the update for a learning rate of 1, uphill: `make_optimizer`. Its state comes from
+      `optimizer.init(params)`.
 
   Returns:
-    `(params, optimiser_state, batch, learning_rate) -> (params, optimiser_state, loss before the step)`. The params
+    `(params, optimizer_state, batch, learning_rate) -> (params, optimizer_state, loss before the step)`. The params
     and the state that are handed in are DONATED: their memory is reused, they cannot be read afterwards.
   """
 
@@ -138,7 +138,7 @@ def make_train_step(config: DecoderConfig, optimiser: optax.GradientTransformati
     params: Params, state: optax.OptState, batch: Batch, learning_rate: Any
   ) -> tuple[Params, optax.OptState, jax.Array]:
     value, gradient = jax.value_and_grad(loss)(params, config, batch)
-    update, state = optimiser.update(gradient, state, params)
+    update, state = optimizer.update(gradient, state, params)
     update = jax.tree.map(lambda leaf: (-learning_rate * leaf).astype(leaf.dtype), update)
     return optax.apply_updates(params, update), state, value
 

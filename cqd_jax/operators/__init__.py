@@ -9,7 +9,7 @@ from cqd_jax.operators.aggregation import aggregate, task_arithmetic, uniform_av
 from cqd_jax.operators.crossover import linear_merge, merge_weights
 from cqd_jax.operators.mutation import (
   expert_svd_mutation,
-  factorise,
+  factorize,
   gaussian_mutation,
   svd_mutation,
 )
@@ -20,7 +20,7 @@ __all__ = [
   "aggregate",
   "apply_task_vector",
   "expert_svd_mutation",
-  "factorise",
+  "factorize",
   "gaussian_mutation",
   "linear_merge",
   "merge_weights",

@@ -24,12 +24,12 @@ def linear_merge(
   std: ArrayLike,
   mean: ArrayLike = 1.0,
   granularity: str = "model",
-  normalise: bool = True,
+  normalize: bool = True,
   with_weights: bool = False,
 ) -> Params | tuple[Params, jax.Array]:
   """Merges two parents with random weights: `w1' first + w2' second`.
 
-  w1 and w2 are drawn independently from N(mean, std^2) and normalised by `merge_weights` unless told otherwise.
+  w1 and w2 are drawn independently from N(mean, std^2) and normalized by `merge_weights` unless told otherwise.
   Weights may be negative.
 
   Args:
@@ -41,7 +41,7 @@ def linear_merge(
     granularity: what shares a pair of weights. "model": everything (the paper). "layer": each layer, where the
       stacked leaves under one `layers` have a layer at every index of their leading axis, and other leaves belong to
       `cqd_jax.trees.layer_name`. "kernel": each leaf, and each layer of each stacked leaf.
-    normalise: whether the pair is scaled to sum to 1; False uses the weights as drawn, which can leave the line
+    normalize: whether the pair is scaled to sum to 1; False uses the weights as drawn, which can leave the line
       through the parents.
     with_weights: whether the weights that were drawn are returned too.
 
@@ -53,7 +53,7 @@ def linear_merge(
     ValueError: if the trees differ, hold anything but floats, or a setting is out of range.
 
   Reference: Kuroki et al. 2025, arXiv:2410.14735, section 3.3, which has mean 1, std 0.01, one pair a model. "layer",
-  "kernel" and `normalise=False` are additions.
+  "kernel" and `normalize=False` are additions.
   """
   check_key(key)
   check_float_leaves(first, "first")
@@ -66,7 +66,7 @@ def linear_merge(
 
   groups, num_groups = _weight_groups(first, granularity)
   drawn = mean + std * jax.random.normal(key, (2, num_groups), jnp.float32)
-  weights = merge_weights(drawn[0], drawn[1]) if normalise else (drawn[0], drawn[1])
+  weights = merge_weights(drawn[0], drawn[1]) if normalize else (drawn[0], drawn[1])
 
   def merge(group: np.ndarray, one: jax.Array, other: jax.Array) -> jax.Array:
     axes = group.shape + (1,) * (one.ndim - group.ndim)
@@ -88,7 +88,7 @@ def merge_weights(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.A
     second: `[...]` weights of the second; same shape and dtype.
 
   Returns:
-    The two normalised weights, `[...]` each.
+    The two normalized weights, `[...]` each.
   """
   total = first + second
   cancels = jnp.abs(total) <= CANCELLATION * (jnp.abs(first) + jnp.abs(second))

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key
-from cqd_jax.low_rank import MatrixSVD, after
+from cqd_jax.low_rank import MatrixSVD, sequence_after
 from cqd_jax.operators.arithmetic import check_setting
 from cqd_jax.trees import as_arrays, is_matrix, leaf_keys, map_with_path, widen
 from cqd_jax.types import Params, PRNGKey
 
 
-def factorise(task_vector: Params, *, rank: int | None = None) -> Params:
+def factorize(task_vector: Params, *, rank: int | None = None) -> Params:
   """Decomposes all matrices of a task vector, for `expert_svd_mutation`.
 
-  Do it once an expert. `jax.vmap(factorise)` takes K stacked experts, and `jax.tree.map(lambda leaf: leaf[k], ...)`
+  Do it once an expert. `jax.vmap(factorize)` takes K stacked experts, and `jax.tree.map(lambda leaf: leaf[k], ...)`
   picks one of them, with a traced k too.
 
   Args:
@@ -85,7 +85,7 @@ def expert_svd_mutation(key: PRNGKey, task_vector: Params, expert_svd: Params, *
   Args:
     key: typed PRNG key; consumed.
     task_vector: float leaves `[...]` of one individual; no population axis.
-    expert_svd: `factorise` of ONE expert's task vector. A truncated one (r smaller) serves as well.
+    expert_svd: `factorize` of ONE expert's task vector. A truncated one (r smaller) serves as well.
     rate: size of the step, at least 0; may be traced. The authors use 0.1.
 
   Returns:
@@ -151,7 +151,7 @@ def _decompose_in_turn(task_vector: Params) -> Params:
     if not is_matrix(path, leaf):
       return None
     wide = widen(leaf)
-    svd = MatrixSVD(*jnp.linalg.svd(wide if before is None else after(wide, before.s), full_matrices=False))
+    svd = MatrixSVD(*jnp.linalg.svd(wide if before is None else sequence_after(wide, before.s), full_matrices=False))
     before = svd
     return svd
 
@@ -185,7 +185,7 @@ def _matching_factors(task_vector: Params, expert_svd: Params) -> list[MatrixSVD
     factors: list[MatrixSVD | None] = shapes.flatten_up_to(expert_svd)
   except (TypeError, ValueError) as error:
     raise ValueError(
-      f"expert_svd: expected `factorise` of a tree with the structure of task_vector, got another tree ({error})"
+      f"expert_svd: expected `factorize` of a tree with the structure of task_vector, got another tree ({error})"
     ) from error
 
   def check(path: tuple[str, ...], leaf: jax.Array, svd: Any) -> None:

@@ -48,7 +48,7 @@ SearchState: TypeAlias = CMAESState | NSGA2State | None
 
 
 class VectorSearch(NamedTuple):
-  """A search over vectors of length D that maximises K task scores, their mean or each as an objective of its own.
+  """A search over vectors of length D that maximizes K task scores, their mean or each as an objective of its own.
 
   Both functions are pure, and the state is a pytree: with the same keys and scores a search gives the same candidates.
 
@@ -83,7 +83,7 @@ def random_search(dimension: int, *, batch_size: int, low: float, high: float) -
 def cma_es(mean: Float[Array, "D"] | Float[np.ndarray, "D"], *, batch_size: int, step_size: float) -> VectorSearch:
   """CMA-ES (Hansen 2016, arXiv:1604.00772) by QDax, from `mean` with the given initial step size.
 
-  It maximises the mean of the task scores. The better half of a batch updates the distribution.
+  It maximizes the mean of the task scores. The better half of a batch updates the distribution.
 
   Raises:
     ValueError: if the batch has fewer than four candidates or the step size is not above 0.
@@ -206,7 +206,7 @@ def front_ranks(scores: Float[Array, "N K"]) -> Int[Array, "N"]:
 
 
 def crowding_distances(scores: Float[Array, "N K"], ranks: Int[Array, "N"]) -> Float[Array, "N"]:
-  """How far the neighbours in its own front are: summed over objectives, in units of the front's spread in each.
+  """How far the neighbors in its own front are: summed over objectives, in units of the front's spread in each.
 
   The ends of a front have distance inf. An objective in which a front has no spread counts for nothing, its ends
   included. Of equal scores the one with the lower index comes first. Individuals of rank N (see `front_ranks`) have 0.

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from cqd_jax.checks import check_population
-from cqd_jax.low_rank import split_own
+from cqd_jax.low_rank import partition_shared
 from cqd_jax.models import DecoderConfig, bucket_prompts, decode_population
 from cqd_jax.tasks.execution import Execute
 from cqd_jax.tasks.task import Example, Split, Task, grade_population
@@ -69,7 +69,7 @@ class Evaluation:
 
   def answer(self, population: Params) -> Answers:
     """Decodes all questions greedily with each of P models; params as of `decode_population`."""
-    size = check_population(split_own(population)[0], "population")
+    size = check_population(partition_shared(population)[0], "population")
     tokens, lengths = decode_population(
       population,
       self._config,

@@ -131,7 +131,7 @@ def test_voronoi_cells_are_those_of_the_nearest_centroid(num_tasks):
 
 
 def test_the_numbers_next_to_an_inner_edge_at_zero_fall_where_digitize_puts_them():
-  # The neighbours of 0 are subnormal.
+  # The neighbors of 0 are subnormal.
   zero = np.float32(0)
   scores = np.array([np.nextafter(zero, np.float32(-1)), -zero, zero, np.nextafter(zero, np.float32(1))])
   grid = Grid(lower=[-1, -1.0], upper=[1, 1], shape=np.array([2, 4]))

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks.harness import Case, Ceiling, Samples, measure, summarise
+from benchmarks.harness import Case, Ceiling, Samples, measure, summarize
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def check_schema(line):
 
 def test_a_case_bound_by_memory_is_compared_with_the_copies_of_its_own_rounds():
   samples = Samples(run=[2.0, 4.0, 1.0], stream=[3.0, 2.0, 3.0], peer=[6.0, 4.0, 8.0])
-  row = summarise(
+  row = summarize(
     "m",
     make_case(bytes_moved=4e9, items=8, item="children", peer_name="loop"),
     samples,
@@ -77,14 +77,14 @@ def test_a_case_bound_by_memory_is_compared_with_the_copies_of_its_own_rounds():
 
 def test_the_slower_of_the_two_ceilings_counts():
   samples = Samples(run=[10.0], stream=[1.0], matmul=[4.0])
-  row = summarise("m", make_case(bytes_moved=2e9, flops=6e9), samples, None, stream_bytes=1e9, matmul_flops=3e9)
+  row = summarize("m", make_case(bytes_moved=2e9, flops=6e9), samples, None, stream_bytes=1e9, matmul_flops=3e9)
   assert (row.bound, row.fraction) == ("arithmetic", 0.8)  # 8 s of matmul against 2 s of copies
   assert row.gflop_per_s == 0.6
   assert row.ceiling_gflop_per_s == 0.75
 
 
 def test_without_counts_there_are_times_alone():
-  row = summarise("m", make_case(), Samples(run=[3.0]), None, stream_bytes=1, matmul_flops=1)
+  row = summarize("m", make_case(), Samples(run=[3.0]), None, stream_bytes=1, matmul_flops=1)
   assert row.run_s == 3.0
   for name in ("gb_per_s", "gflop_per_s", "bound", "fraction", "peer", "peer_s", "ratio"):
     assert getattr(row, name) is None
@@ -142,7 +142,7 @@ def test_what_is_quick_is_run_several_times_in_a_row(seconds):
 
 def test_the_ratio_to_a_peer_that_makes_fewer_items_is_by_the_item():
   case = make_case(items=32, peer=lambda: None, peer_items=2)
-  row = summarise("m", case, Samples(run=[0.1], peer=[0.5]), None, stream_bytes=1, matmul_flops=1)
+  row = summarize("m", case, Samples(run=[0.1], peer=[0.5]), None, stream_bytes=1, matmul_flops=1)
   assert row.ratio == pytest.approx(80.0)  # .25 s an item against 1/320
 
 
@@ -168,7 +168,7 @@ def test_an_unknown_module_is_refused_with_the_known_ones(capsys):
 
 
 def test_seconds_are_printed_in_a_unit_that_fits():
-  row = summarise("m", make_case(), Samples(run=[2.5e-3]), 1.5, stream_bytes=1, matmul_flops=1)
+  row = summarize("m", make_case(), Samples(run=[2.5e-3]), 1.5, stream_bytes=1, matmul_flops=1)
   console = Console(width=200, record=True, file=io.StringIO())
   console.print(command.table([row]))
   text = console.export_text()

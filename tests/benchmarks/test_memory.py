@@ -6,11 +6,11 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.memory import MODELS
-from cqd_jax.experiment import memory
 from cqd_jax.genotypes import CoreBasis
-from cqd_jax.low_rank import LowRank, split_own
+from cqd_jax.low_rank import LowRank, partition_shared
 from cqd_jax.models import DecoderConfig, bucket_prompts, init_params, unstack_layers
 from cqd_jax.models.decoding import _decode_population
+from cqd_jax.run import memory
 from cqd_jax.trees import is_matrix, map_with_path
 
 
@@ -66,7 +66,7 @@ def test_the_command_prints_the_table(capsys):
     assert text in printed
 
 
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("optimized")
 def test_a_compiled_decoding_needs_no_more():
   """What the compiler sets aside for caches, prefill and logits, of a small model with long prompts."""
   config = DecoderConfig(64, 32, 64, 3, 4, 2, 16)
@@ -74,7 +74,7 @@ def test_a_compiled_decoding_needs_no_more():
   parts = memory.num_bytes(plan)
   basis = memory.shapes(plan)
   own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((8, *leaf.shape[1:]), leaf.dtype), basis.experts)
-  shared = split_own(jax.eval_shape(CoreBasis.apply, basis, own))[1]
+  shared = partition_shared(jax.eval_shape(CoreBasis.apply, basis, own))[1]
   buckets = bucket_prompts([[1] * 96] * 4, num_buckets=1)
   program = _decode_population.lower(own, shared, config, buckets, 32, jnp.zeros(1, jnp.int32), jnp.int32(0), 8)
   needed = program.compile().memory_analysis().temp_size_in_bytes

@@ -40,11 +40,11 @@ from cqd_jax.genotypes.placement import (  # noqa: E402
   place_replicated,
   replicated,
 )
-from cqd_jax.io.checkpoint import Checkpoints  # noqa: E402
-from cqd_jax.low_rank import join_own, split_own  # noqa: E402
+from cqd_jax.low_rank import combine_shared, partition_shared  # noqa: E402
 from cqd_jax.models import DecoderConfig, bucket_prompts, decode_population, forward, init_params  # noqa: E402
-from cqd_jax.operators import expert_svd_mutation, factorise, linear_merge  # noqa: E402
+from cqd_jax.operators import expert_svd_mutation, factorize, linear_merge  # noqa: E402
 from cqd_jax.search import CycleQD, CycleQDEmitter  # noqa: E402
+from cqd_jax.store.checkpoints import Checkpoints  # noqa: E402
 from cqd_jax.trees import fingerprint  # noqa: E402
 
 CONFIG = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
@@ -63,9 +63,9 @@ def make_basis():
 
 def score(basis, genotypes):
   """How likely three tokens are at the end of a sequence, and how many different tokens a child says."""
-  own, shared = split_own(basis.apply(genotypes))
+  own, shared = partition_shared(basis.apply(genotypes))
   ids = jnp.arange(14).reshape(2, 7)
-  logits = jax.vmap(lambda mine: forward(join_own(mine, shared), CONFIG, ids))(own)
+  logits = jax.vmap(lambda mine: forward(combine_shared(mine, shared), CONFIG, ids))(own)
   tokens, _ = decode_population(
     basis.apply(genotypes), CONFIG, BUCKETS, max_new_tokens=5, end_ids=(), group_size=CHILDREN
   )
@@ -95,7 +95,7 @@ def main():
     jax.distributed.initialize(f"localhost:{ARGUMENTS.port}", ARGUMENTS.processes, ARGUMENTS.process)
   mesh = make_mesh(population=ARGUMENTS.population, model=ARGUMENTS.model)
   basis = make_basis()
-  factors = jax.vmap(functools.partial(factorise, rank=3))(basis.experts)
+  factors = jax.vmap(functools.partial(factorize, rank=3))(basis.experts)
   emitter = CycleQDEmitter(
     batch_size=CHILDREN,
     crossover=functools.partial(linear_merge, std=0.3),

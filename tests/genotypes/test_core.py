@@ -15,7 +15,7 @@ from core_cases import (
 
 from cqd_jax.genotypes import CoreBasis, apply_coefficients, group_leaves
 from cqd_jax.low_rank import LowRank, LowRankUpdate
-from cqd_jax.operators import aggregate, expert_svd_mutation, factorise, gaussian_mutation, linear_merge, svd_mutation
+from cqd_jax.operators import aggregate, expert_svd_mutation, factorize, gaussian_mutation, linear_merge, svd_mutation
 
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 1.2e-2}
 """In Frobenius norms, of a task vector: some roundings of 2^-24, or of 2^-9."""
@@ -39,7 +39,7 @@ def test_experts_given_as_factors_are_held_exactly(ranks, dtype):
     genotype = pick(basis.experts, index)
     assert relative_distance(basis.task_vector(genotype), expected) < TOLERANCE[dtype]
     params = jax.tree.map(lambda leaf, update: np.asarray(leaf, np.float64) + update, base, expected)
-    model = basis.materialise(genotype)
+    model = basis.materialize(genotype)
     assert relative_distance(model, params) < TOLERANCE[dtype]
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(dtype)}
   assert {fit.path for fit in basis.fits()} == set(MATRICES)
@@ -75,14 +75,14 @@ def test_operators_commute_with_writing_out(ranks, dtype):
     merge = functools.partial(linear_merge, std=0.5, granularity=granularity)
     compare(lambda tree, merge=merge: merge(key, pick(tree, 0), pick(tree, last)))
   compare(lambda tree: aggregate(tree, jnp.linspace(0.1, 0.9, len(ranks))))
-  # Singular vectors turn by the rounding over the gap between neighbouring values.
+  # Singular vectors turn by the rounding over the gap between neighboring values.
   compare(lambda tree: svd_mutation(key, pick(tree, 0), max_scale=2.0), 10 * TOLERANCE[dtype])
 
   def add_part(tree):
-    return expert_svd_mutation(key, pick(tree, 0), factorise(pick(tree, last)), rate=0.7)
+    return expert_svd_mutation(key, pick(tree, 0), factorize(pick(tree, last)), rate=0.7)
 
   compare(add_part, 10 * TOLERANCE[dtype])
-  truncated = expert_svd_mutation(key, pick(cores, 0), factorise(pick(cores, last), rank=max(ranks)), rate=0.7)
+  truncated = expert_svd_mutation(key, pick(cores, 0), factorize(pick(cores, last), rank=max(ranks)), rate=0.7)
   assert relative_distance(truncated, add_part(cores)) < 1e-5
 
 
@@ -98,7 +98,7 @@ def test_a_chain_of_variations_stays_in_the_space_and_does_not_drift():
     return expert_svd_mutation(keys[2], merged, pick(svds, other), rate=0.3)
 
   core, dense = pick(basis.experts, 0), pick(dense_experts, 0)
-  svds = [jax.vmap(factorise)(experts) for experts in (basis.experts, dense_experts)]
+  svds = [jax.vmap(factorize)(experts) for experts in (basis.experts, dense_experts)]
   for number in range(100):
     key = jax.random.key(number)
     core, dense = step(key, core, basis.experts, svds[0]), step(key, dense, dense_experts, svds[1])
@@ -129,7 +129,7 @@ def test_encode_undoes_task_vector_and_projects_what_lies_outside(dtype):
   assert relative_distance(encoded["norm"], outside["norm"]) == 0
 
 
-@pytest.mark.parametrize("method", ["exact", "randomised", "auto"])
+@pytest.mark.parametrize("method", ["exact", "randomized", "auto"])
 def test_dense_experts_are_truncated_by_rank(method):
   base, experts = random_tree(0), random_tree(1, lead=(3,))
   basis = CoreBasis.from_experts(base, experts, rank=2, method=method)
@@ -139,7 +139,7 @@ def test_dense_experts_are_truncated_by_rank(method):
     values = np.linalg.svd(dense, compute_uv=False)
     lost = np.sqrt(1 - (values[..., :2] ** 2).sum(-1) / (values**2).sum(-1)).max()
     assert fit.rank == 2
-    # The randomised way has more samples than these small matrices have columns, so it is exact.
+    # The randomized way has more samples than these small matrices have columns, so it is exact.
     np.testing.assert_allclose(fit.relative_error, lost, rtol=1e-5)
     np.testing.assert_allclose(fit.energy, 1 - lost**2, rtol=1e-5)
 
@@ -167,7 +167,7 @@ def test_energy_decides_the_rank_of_the_layer_that_needs_most():
   base = jax.tree.map(jnp.zeros_like, task_vector)
   for energy, rank in ((0.5, 1), (0.85, 2), (0.9, 3), (0.999, 3), (1.0, 4)):
     kept = min((spectra[:, :rank] ** 2).sum(1) / (spectra**2).sum(1))
-    for method in ("exact", "randomised"):
+    for method in ("exact", "randomized"):
       (fit,) = CoreBasis.from_experts(base, [task_vector], energy=energy, method=method).fits()
       assert fit.rank == rank
       np.testing.assert_allclose(fit.energy, kept, atol=1e-6)
@@ -188,9 +188,9 @@ def test_what_an_expert_left_alone_costs_one_column():
   experts = [jax.tree.map(lambda _: None, base) for _ in range(2)]
   experts[1]["blocks_1"]["kernel"] = LowRank(jnp.ones((7, 1)), jnp.ones((1, 5)))
   basis = CoreBasis.from_experts(base, experts)
-  model = basis.materialise(pick(basis.experts, 0))
+  model = basis.materialize(pick(basis.experts, 0))
   jax.tree.map(np.testing.assert_array_equal, model, base)
-  changed = basis.materialise(pick(basis.experts, 1))
+  changed = basis.materialize(pick(basis.experts, 1))
   np.testing.assert_allclose(changed["blocks_1"]["kernel"], base["blocks_1"]["kernel"] + 1, atol=1e-6)
   assert {(fit.path, fit.expert): fit.rank for fit in basis.fits()}[("blocks_1/kernel", 1)] == 1
   assert sum(fit.rank for fit in basis.fits()) == 1
@@ -207,13 +207,13 @@ def test_degenerate_experts(case):
     experts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[..., :1], leaf.shape), experts)
   else:
     experts = jax.tree.map(lambda leaf: leaf[:1], experts)
-  for options in ({"rank": 3}, {"energy": 0.99}, {"rank": 3, "method": "randomised"}, {}):
+  for options in ({"rank": 3}, {"energy": 0.99}, {"rank": 3, "method": "randomized"}, {}):
     basis = CoreBasis.from_experts(base, experts, **options)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(basis))
     child = svd_mutation(jax.random.key(0), pick(basis.experts, 0), max_scale=2.0)
-    context = factorise(pick(basis.experts, -1))
+    context = factorize(pick(basis.experts, -1))
     child = expert_svd_mutation(jax.random.key(1), child, context, rate=0.5)
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(basis.materialise(child)))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(basis.materialize(child)))
     if case == "deficient" or not options:
       for index in range(basis.num_experts):
         held, given = basis.task_vector(pick(basis.experts, index)), pick(experts, index)
@@ -250,7 +250,7 @@ def test_coefficients_are_applied_through_the_bases(granularity):
   assert relative_distance(ours, dense) < 2e-6
 
   def norm(coefficients):
-    model = basis.materialise(apply_coefficients(coefficients, basis.experts, groups))
+    model = basis.materialize(apply_coefficients(coefficients, basis.experts, groups))
     return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(model))
 
   gradient = jax.grad(norm)(coefficients)
@@ -259,10 +259,10 @@ def test_coefficients_are_applied_through_the_bases(granularity):
   np.testing.assert_allclose(gradient[1, 0], slope, rtol=2e-3)
 
 
-def test_apply_shares_the_base_and_is_the_materialised_model():
+def test_apply_shares_the_base_and_is_the_materialized_model():
   basis = make_basis()
   individual = pick(basis.experts, 1)
-  model, applied = basis.materialise(individual), basis.apply(individual)
+  model, applied = basis.materialize(individual), basis.apply(individual)
   kernel = applied["layers"]["up"]["kernel"]
   assert isinstance(kernel, LowRankUpdate)
   assert kernel.kernel is basis.base["layers"]["up"]["kernel"]
@@ -273,13 +273,13 @@ def test_apply_shares_the_base_and_is_the_materialised_model():
   np.testing.assert_array_equal(population["norm"]["scale"][1], applied["norm"]["scale"])
 
 
-def test_materialise_leaves_gives_one_leaf_after_the_other():
+def test_materialize_leaves_gives_one_leaf_after_the_other():
   basis = make_basis()
   individual = pick(basis.experts, 0)
-  listed = dict(basis.materialise_leaves(individual))
+  listed = dict(basis.materialize_leaves(individual))
   assert listed.keys() == {("embed", "embedding"), ("layers", "up", "kernel"), ("layers", "up", "bias"),
                            ("layers", "down", "kernel"), ("blocks_1", "kernel"), ("norm", "scale")}  # fmt: skip
-  np.testing.assert_array_equal(listed[("norm", "scale")], basis.materialise(individual)["norm"]["scale"])
+  np.testing.assert_array_equal(listed[("norm", "scale")], basis.materialize(individual)["norm"]["scale"])
 
 
 def test_genotypes_can_be_bfloat16():
@@ -330,7 +330,7 @@ NAN = jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), random_tree(1, lea
     (random_tree(1, lead=(2,)), {"rank": 2, "energy": 0.5}, "energy: expected None beside a rank"),
     (random_tree(1, lead=(2,)), {"energy": 1.5}, "energy: expected a share"),
     (random_tree(1, lead=(2,)), {"energy": float("nan")}, "energy: expected a share"),
-    (random_tree(1, lead=(2,)), {"method": "svd"}, "method: expected one of auto, exact, randomised, got 'svd'"),
+    (random_tree(1, lead=(2,)), {"method": "svd"}, "method: expected one of auto, exact, randomized, got 'svd'"),
     (random_tree(1, lead=(2,)), {"dtype": jnp.int8}, "dtype: expected a float"),
   ],
 )
@@ -342,7 +342,7 @@ def test_bad_input_is_named(experts, options, message):
 def test_a_leaf_of_another_shape_is_named():
   basis = make_basis()
   dense = basis.task_vector(pick(basis.experts, 0))
-  for method in (basis.task_vector, basis.materialise, basis.apply):
+  for method in (basis.task_vector, basis.materialize, basis.apply):
     with pytest.raises(ValueError, match=r"genotype at blocks_1/kernel: expected shape \(6, 5\), got \(7, 5\)"):
       method(dense)
   with pytest.raises(ValueError, match=r"task_vector at blocks_1/kernel: expected shape \(7, 5\), got \(6, 5\)$"):
@@ -373,12 +373,12 @@ def test_float64_stays_float64():
     base = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) / 3, random_tree(0))
     basis = CoreBasis.from_experts(base, low_rank_experts(1, (2, 1)))
     zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), basis.experts)
-    jax.tree.map(np.testing.assert_array_equal, basis.materialise(zero), base)
+    jax.tree.map(np.testing.assert_array_equal, basis.materialize(zero), base)
     np.testing.assert_array_equal(basis.apply(zero)["norm"]["scale"], base["norm"]["scale"])
 
 
 def test_a_genotype_of_another_structure_is_refused():
   basis = make_basis()
-  for method in (basis.task_vector, basis.materialise, basis.apply, basis.encode):
+  for method in (basis.task_vector, basis.materialize, basis.apply, basis.encode):
     with pytest.raises(ValueError, match="expected the structure of the base's params"):
       method({"other": jnp.ones(3)})

@@ -32,22 +32,22 @@ def test_exact_truncation_is_the_best_approximation(shape, dtype):
     np.testing.assert_allclose(error, lost, atol=1e-6)
 
 
-def test_the_randomised_way_is_nearly_as_good():
+def test_the_randomized_way_is_nearly_as_good():
   values = 1.0 / np.arange(1, 41)  # a slow decay, the hard case
   matrix = jnp.asarray(with_spectrum(0, values, 2, 90, 70), jnp.float32)
   best = np.sqrt((values[6:] ** 2).sum() / (values**2).sum())
   for number in range(5):
-    found = factors.truncate(matrix, 6, method="randomised", key=jax.random.key(number))
+    found = factors.truncate(matrix, 6, method="randomized", key=jax.random.key(number))
     error = np.asarray(factors.relative_error(matrix, found))
     assert (error > best * (1 - 1e-5)).all()
     assert (error < best * 1.01).all()
 
 
-def test_the_randomised_way_finds_a_matrix_of_low_rank_exactly():
+def test_the_randomized_way_finds_a_matrix_of_low_rank_exactly():
   matrix = jnp.asarray(with_spectrum(1, np.array([3.0, 2.0, 0.5]), 60, 50), jnp.float32)
-  found = factors.truncate(matrix, 3, method="randomised")
+  found = factors.truncate(matrix, 3, method="randomized")
   assert float(factors.relative_error(matrix, found)) < 2e-6
-  svd = factors.randomised_svd(jax.random.key(0), matrix, rank=5)
+  svd = factors.randomized_svd(jax.random.key(0), matrix, rank=5)
   np.testing.assert_allclose(svd.s, [3.0, 2.0, 0.5, 0, 0], atol=1e-5)
 
 
@@ -62,9 +62,9 @@ def test_energy_of_very_small_and_very_large_matrices(scale):
 
 def test_energy_is_reached_by_samples_that_grow():
   matrix = jnp.asarray(with_spectrum(2, np.ones(50), 70, 60), jnp.float32)
-  found = factors.truncate_by_energy(matrix, 0.8, method="randomised")  # 40 of 50: more than the first 32
+  found = factors.truncate_by_energy(matrix, 0.8, method="randomized")  # 40 of 50: more than the first 32
   assert found.b.shape[-1] == 40
-  assert factors.truncate_by_energy(matrix, 1.0, method="randomised").b.shape[-1] == 50
+  assert factors.truncate_by_energy(matrix, 1.0, method="randomized").b.shape[-1] == 50
 
 
 def test_auto_samples_large_matrices_of_small_rank_only():
@@ -77,7 +77,7 @@ def test_zero_loses_nothing():
   zero = jnp.zeros((2, 5, 4))
   for found in (
     factors.truncate(zero, 2, method="exact"),
-    factors.truncate(zero, 2, method="randomised"),
+    factors.truncate(zero, 2, method="randomized"),
     factors.truncate_by_energy(zero, 0.9),
   ):
     np.testing.assert_array_equal(factors.relative_error(zero, found), [0.0, 0.0])

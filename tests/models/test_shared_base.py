@@ -24,12 +24,12 @@ def make_population(basis, size):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_agree_with_the_materialised_model(name):
+def test_logits_agree_with_the_materialized_model(name):
   config = CONFIGS[name]
   basis = make_basis(config)
   genotype = jax.tree.map(lambda leaf: leaf[0], make_population(basis, 1))
   ids = random_tokens(config, 2, 9)
-  written = forward(basis.materialise(genotype), config, ids)
+  written = forward(basis.materialize(genotype), config, ids)
   shared = forward(basis.apply(genotype), config, ids)
   np.testing.assert_allclose(shared, written, rtol=1e-4, atol=1e-4)
 
@@ -38,10 +38,10 @@ def test_logits_agree_in_bfloat16():
   basis = make_basis(PLAIN, "bfloat16")
   genotype = jax.tree.map(lambda leaf: leaf[0], make_population(basis, 1))
   ids = random_tokens(PLAIN, 2, 9)
-  written = np.asarray(forward(basis.materialise(genotype), PLAIN, ids))
+  written = np.asarray(forward(basis.materialize(genotype), PLAIN, ids))
   shared = np.asarray(forward(basis.apply(genotype), PLAIN, ids))
   wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), basis)
-  exact = np.asarray(forward(wide.materialise(genotype), PLAIN, ids))
+  exact = np.asarray(forward(wide.materialize(genotype), PLAIN, ids))
   # Both round on the way; the shared one not much more than the one that is written out.
   assert np.linalg.norm(shared - exact) < 2 * np.linalg.norm(written - exact)
 
@@ -49,14 +49,14 @@ def test_logits_agree_in_bfloat16():
 @pytest.mark.parametrize("name", ["plain", "everything"])
 @pytest.mark.parametrize("group_size", [1, 2, 4])
 @pytest.mark.parametrize("unstacked", [False, True], ids=["stacked", "unstacked"])
-def test_decoding_agrees_with_the_materialised_models(name, group_size, unstacked):
+def test_decoding_agrees_with_the_materialized_models(name, group_size, unstacked):
   config = CONFIGS[name]
   basis = make_basis(config)
   population = make_population(basis, 4)
   prompts = [list(map(int, random_tokens(config, length, seed=length))) for length in (3, 7, 4)]
   buckets = bucket_prompts(prompts, num_buckets=2)
   options = {"max_new_tokens": 6, "end_ids": (0, 5)}
-  written = jax.vmap(basis.materialise)(population)
+  written = jax.vmap(basis.materialize)(population)
   params = basis.apply(population)
   expected = decode_population(written, config, buckets, **options)
   if unstacked:
@@ -78,7 +78,7 @@ def test_a_base_that_is_unstacked_serves_a_population(group_size):
   population = basis.experts
   buckets = bucket_prompts([[3, 4, 5], [6, 7]], num_buckets=1)
   options = {"max_new_tokens": 5, "end_ids": (0,)}
-  written = jax.vmap(basis.materialise)(population)
+  written = jax.vmap(basis.materialize)(population)
   expected = decode_population(written, PLAIN, buckets, **options)
   found = decode_population(basis.apply(population), PLAIN, buckets, group_size=group_size, **options)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -102,6 +102,6 @@ def test_a_gradient_reaches_the_core():
   def loss(genotype, model):
     return jnp.square(forward(model(genotype), PLAIN, ids)).mean()
 
-  ours, written = (jax.grad(loss)(genotype, model) for model in (basis.apply, basis.materialise))
+  ours, written = (jax.grad(loss)(genotype, model) for model in (basis.apply, basis.materialize))
   jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3), ours, written)
   assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(ours))

@@ -6,7 +6,7 @@ import pytest
 from decoder_cases import CONFIGS, PLAIN, make_model, random_tokens, to_float64
 from decoder_reference import logits
 
-from cqd_jax.models import forward, greedy_decode, init_params, loss, make_optimiser, make_train_step, pack
+from cqd_jax.models import forward, greedy_decode, init_params, loss, make_optimizer, make_train_step, pack
 
 cross_entropy = jax.jit(loss, static_argnums=1)
 
@@ -98,9 +98,9 @@ def test_one_step_is_adamw_by_hand():
   sequences, masks = ragged_sequences(4, 6)
   batch = pack(sequences, masks, row_length=12)
   before, gradient = to_float64(params), to_float64(jax.jit(jax.grad(loss), static_argnums=1)(params, PLAIN, batch))
-  optimiser = make_optimiser(weight_decay=0.1, max_norm=0.01)
-  state = optimiser.init(params)
-  after, _, value = make_train_step(PLAIN, optimiser)(params, state, batch, 0.5)
+  optimizer = make_optimizer(weight_decay=0.1, max_norm=0.01)
+  state = optimizer.init(params)
+  after, _, value = make_train_step(PLAIN, optimizer)(params, state, batch, 0.5)
   norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
   assert norm > 0.01  # the gradient is clipped
   for path, leaf in jax.tree.leaves_with_path(after):
@@ -125,8 +125,8 @@ def test_training_learns_to_copy():
   sequences = [[*prompt, *prompt[:3], 2] for prompt in prompts]
   batch = pack(sequences, [[False] * 4 + [True] * 4] * 96, row_length=32)
   params = init_params(jax.random.key(0), PLAIN)
-  optimiser = make_optimiser()
-  state, step = optimiser.init(params), make_train_step(PLAIN, optimiser)
+  optimizer = make_optimizer()
+  state, step = optimizer.init(params), make_train_step(PLAIN, optimizer)
   losses = []
   for iteration in range(300):
     params, state, value = step(params, state, batch, 0.01 * (1 - iteration / 300))
@@ -147,15 +147,15 @@ def test_training_learns_to_copy():
 
 def test_one_compilation_serves_every_learning_rate():
   batch = pack([[1, 2, 3]], [[False, True, True]], row_length=4)
-  optimiser, traces = make_optimiser(), []
+  optimizer, traces = make_optimizer(), []
 
   def counted(*arguments):
     traces.append(1)
-    return optimiser.update(*arguments)
+    return optimizer.update(*arguments)
 
-  step = make_train_step(PLAIN, optax.GradientTransformation(optimiser.init, counted))
+  step = make_train_step(PLAIN, optax.GradientTransformation(optimizer.init, counted))
   params = make_model(PLAIN)
-  state = optimiser.init(params)
+  state = optimizer.init(params)
   for rate in (0.1, 0.0, 1e-4):
     params, state, _ = step(params, state, batch, rate)
   assert len(traces) == 1
@@ -164,9 +164,9 @@ def test_one_compilation_serves_every_learning_rate():
 def test_training_keeps_bfloat16_and_a_rate_of_zero_changes_nothing():
   params = make_model(PLAIN, dtype="bfloat16")
   before = to_float64(params)
-  optimiser = make_optimiser()
+  optimizer = make_optimizer()
   batch = pack([random_tokens(PLAIN, 5).tolist()], [[True] * 5], row_length=5)
-  after, _, _ = make_train_step(PLAIN, optimiser)(params, optimiser.init(params), batch, 0.0)
+  after, _, _ = make_train_step(PLAIN, optimizer)(params, optimizer.init(params), batch, 0.0)
   assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("bfloat16")}
   jax.tree.map(np.testing.assert_array_equal, to_float64(after), before)
 

@@ -15,25 +15,25 @@ def drawn_weights(key, tree, **settings):
   """The weights w1, w2 that a key draws, at every entry: those of an all-ones parent beside a parent of zeros."""
   ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), tree)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)
-  free = jax.jit(functools.partial(linear_merge, key, normalise=False, **settings))
+  free = jax.jit(functools.partial(linear_merge, key, normalize=False, **settings))
   return free(ones, zeros), free(zeros, ones)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("granularity", "normalise"), [("model", True), ("layer", True), ("kernel", False)])
+@pytest.mark.parametrize(("granularity", "normalize"), [("model", True), ("layer", True), ("kernel", False)])
 def test_the_child_is_the_weighted_sum_of_its_parents(
-  make_tree, to_float64, check_close, dtype, granularity, normalise
+  make_tree, to_float64, check_close, dtype, granularity, normalize
 ):
   first, second, key = make_tree(0, dtype), make_tree(1, dtype), jax.random.key(3)
   settings = {"std": 0.3, "mean": 0.9, "granularity": granularity}
 
   def expected(a, b, w1, w2):
-    total = w1 + w2 if normalise else 1.0
+    total = w1 + w2 if normalize else 1.0
     return w1 / total * a + w2 / total * b
 
   weights = [to_float64(tree) for tree in drawn_weights(key, first, **settings)]
   child = jax.tree.map(expected, to_float64(first), to_float64(second), *weights)
-  merge = functools.partial(linear_merge, normalise=normalise, **settings)
+  merge = functools.partial(linear_merge, normalize=normalize, **settings)
   check_close(jax.jit(merge)(key, first, second), child, dtype, scale=10.0)
 
 
@@ -148,7 +148,7 @@ def test_weights_that_cancel_are_halves(first, second, expected):
   np.testing.assert_allclose(np.array(got), expected, rtol=1e-5)
 
 
-def test_normalised_weights_sum_to_one_and_are_bounded():
+def test_normalized_weights_sum_to_one_and_are_bounded():
   drawn = jax.random.normal(jax.random.key(0), (2, 100_000))
   first, second = merge_weights(drawn[0], drawn[1])
   np.testing.assert_allclose(first + second, 1.0, atol=1e-5)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cqd_jax.operators import expert_svd_mutation, factorise, gaussian_mutation, svd_mutation
+from cqd_jax.operators import expert_svd_mutation, factorize, gaussian_mutation, svd_mutation
 
 DTYPES = [jnp.float32, jnp.bfloat16]
 MATRICES = [("layers", "attention", "kernel"), ("blocks_1", "kernel"), ("head", "kernel")]
@@ -56,7 +56,7 @@ def test_the_papers_mutation_scales_singular_values_and_keeps_the_vectors(make_t
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_references_mutation_adds_parts_of_the_expert(make_tree, to_float64, dtype):
   tree, expert = make_tree(1, dtype), make_tree(2, dtype)
-  mutate = jax.jit(lambda key, tree, expert: expert_svd_mutation(key, tree, factorise(expert), rate=0.5))
+  mutate = jax.jit(lambda key, tree, expert: expert_svd_mutation(key, tree, factorize(expert), rate=0.5))
   child = mutate(jax.random.key(0), tree, expert)
   assert jax.tree.structure(child) == jax.tree.structure(tree)
   tolerance = 1e-4 if dtype == jnp.float32 else 2**-6
@@ -83,7 +83,7 @@ def test_the_random_shares_are_uniform(name):
   keys = jax.random.split(jax.random.key(1), 2000)
   mutate = {
     "svd": lambda key: svd_mutation(key, {"w": matrix}, max_scale=2.0),
-    "expert": lambda key: expert_svd_mutation(key, {"w": 0 * matrix}, factorise({"w": matrix}), rate=2.0),
+    "expert": lambda key: expert_svd_mutation(key, {"w": 0 * matrix}, factorize({"w": matrix}), rate=2.0),
   }[name]
   children = np.asarray(jax.jit(jax.vmap(mutate))(keys)["w"], np.float64)
   shares = np.diagonal(children, axis1=1, axis2=2) / [3.0, 2.0, 1.0]
@@ -98,7 +98,7 @@ def test_the_random_shares_are_uniform(name):
 @pytest.mark.parametrize("shape", [(5, 5), (7, 2), (1, 6), (4, 1), (2, 3, 5, 4)])
 def test_factors_give_the_matrix_back_in_any_shape(shape):
   matrix = np.random.default_rng(3).normal(size=shape).astype(np.float32)
-  u, s, vt = jax.jit(factorise)({"w": jnp.asarray(matrix)})["w"]
+  u, s, vt = jax.jit(factorize)({"w": jnp.asarray(matrix)})["w"]
   rank = min(shape[-2:])
   assert u.shape == (*shape[:-1], rank)
   assert vt.shape == (*shape[:-2], rank, shape[-1])
@@ -107,7 +107,7 @@ def test_factors_give_the_matrix_back_in_any_shape(shape):
 
 
 def test_factors_are_float32_and_have_nothing_for_vectors(make_tree):
-  factors = jax.jit(factorise)(make_tree(0, jnp.bfloat16))
+  factors = jax.jit(factorize)(make_tree(0, jnp.bfloat16))
   assert {leaf.dtype for leaf in jax.tree.leaves(factors)} == {jnp.dtype(jnp.float32)}
   assert factors["blocks_1"]["bias"] is None
   assert factors["layers"]["mlp"]["bias"] is None
@@ -117,14 +117,14 @@ def test_factors_are_float32_and_have_nothing_for_vectors(make_tree):
 def test_a_population_picks_among_stacked_experts_inside_jit(make_tree):
   experts, trees = make_tree(4, lead=(3,)), make_tree(5, lead=(2,))
   keys, active = jax.random.split(jax.random.key(2), 2), jnp.array([2, 0])
-  factors = jax.jit(jax.vmap(factorise))(experts)
+  factors = jax.jit(jax.vmap(factorize))(experts)
 
   @jax.jit
   @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0))
   def mutate(key, tree, task, rate):
     return expert_svd_mutation(key, tree, jax.tree.map(lambda leaf: leaf[task], factors), rate=rate)
 
-  alone = jax.jit(lambda key, tree, expert, rate: expert_svd_mutation(key, tree, factorise(expert), rate=rate))
+  alone = jax.jit(lambda key, tree, expert, rate: expert_svd_mutation(key, tree, factorize(expert), rate=rate))
   children = mutate(keys, trees, active, jnp.array([0.1, 0.7]))
   for i, (task, rate) in enumerate([(2, 0.1), (0, 0.7)]):
     tree, expert = jax.tree.map(operator.itemgetter(i), trees), jax.tree.map(operator.itemgetter(task), experts)
@@ -139,7 +139,7 @@ def test_zero_matrices_stay_zero():
   tree = {"w": jnp.zeros((4, 3)), "layers": {"w": jnp.zeros((2, 3, 3))}}
   for child in (
     svd_mutation(jax.random.key(0), tree, max_scale=2.0),
-    expert_svd_mutation(jax.random.key(0), tree, factorise(tree), rate=1.0),
+    expert_svd_mutation(jax.random.key(0), tree, factorize(tree), rate=1.0),
   ):
     for leaf in jax.tree.leaves(child):
       np.testing.assert_array_equal(leaf, 0.0)
@@ -149,7 +149,7 @@ def test_a_setting_of_zero_is_the_neutral_one(make_tree):
   tree, key = make_tree(6), jax.random.key(0)
   for child in (
     jax.jit(lambda: gaussian_mutation(key, tree, std=0))(),
-    jax.jit(lambda: expert_svd_mutation(key, tree, factorise(make_tree(7)), rate=0))(),
+    jax.jit(lambda: expert_svd_mutation(key, tree, factorize(make_tree(7)), rate=0))(),
   ):
     jax.tree.map(np.testing.assert_array_equal, child, tree)
   gone = jax.jit(lambda: svd_mutation(key, tree, max_scale=0))()
@@ -182,7 +182,7 @@ def test_gaussian_noise_is_added_to_what_was_there(make_tree, to_float64, check_
 
 OPERATORS = {
   "svd": lambda key, tree: svd_mutation(key, tree, max_scale=2.0),
-  "expert": lambda key, tree: expert_svd_mutation(key, tree, factorise(tree), rate=0.3),
+  "expert": lambda key, tree: expert_svd_mutation(key, tree, factorize(tree), rate=0.3),
   "gaussian": lambda key, tree: gaussian_mutation(key, tree, std=0.1),
 }
 
@@ -217,7 +217,7 @@ KEY, TREE = jax.random.key(0), {"w": np.ones((3, 2), np.float32), "b": np.ones(2
 
 def test_settings_out_of_range_are_refused():
   tree = jax.tree.map(jnp.asarray, TREE)
-  factors = factorise(tree)
+  factors = factorize(tree)
   for value in (-0.1, float("nan"), float("inf")):
     with pytest.raises(ValueError, match="max_scale: expected a finite number of at least 0"):
       svd_mutation(KEY, tree, max_scale=value)
@@ -236,18 +236,18 @@ def test_keys_and_leaves_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"task_vector\['w'\]: expected floats"):
       mutate(KEY, integers)
   with pytest.raises(ValueError, match="task_vector: expected a pytree of arrays"):
-    factorise({})
+    factorize({})
 
 
 def test_factors_of_another_tree_or_with_an_expert_axis_are_refused():
   tree = jax.tree.map(jnp.asarray, TREE)
-  good = factorise(tree)
+  good = factorize(tree)
   stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), good)
   mutate = functools.partial(expert_svd_mutation, KEY, tree, rate=0.1)
   for factors, message in [
     (stacked, r"expert_svd at w: expected u, s, vt of shapes .* got"),
-    (factorise({"w": jnp.ones((2, 3)), "b": jnp.ones(2)}), "expert_svd at w: expected u, s, vt of shapes"),
-    (factorise({"w": jnp.ones((3, 2))}), "expert_svd: expected `factorise` of a tree"),
+    (factorize({"w": jnp.ones((2, 3)), "b": jnp.ones(2)}), "expert_svd at w: expected u, s, vt of shapes"),
+    (factorize({"w": jnp.ones((3, 2))}), "expert_svd: expected `factorize` of a tree"),
     (tree, "expert_svd at w: expected a MatrixSVD|expert_svd at b: expected None"),
     (good | {"w": None}, "expert_svd at w: expected a MatrixSVD"),
     (good | {"b": good["w"]}, "expert_svd at b: expected None"),
@@ -258,8 +258,8 @@ def test_factors_of_another_tree_or_with_an_expert_axis_are_refused():
 
 def test_truncated_factors_of_an_expert_serve():
   tree = jax.tree.map(jnp.asarray, TREE)
-  u, s, vt = factorise(tree)["w"]
-  factors = {"w": type(factorise(tree)["w"])(u[:, :1], s[:1], vt[:1]), "b": None}
+  u, s, vt = factorize(tree)["w"]
+  factors = {"w": type(factorize(tree)["w"])(u[:, :1], s[:1], vt[:1]), "b": None}
   child = expert_svd_mutation(KEY, tree, factors, rate=1.0)
   # the only singular value of a matrix of ones: the child is a multiple of it
   assert np.ptp(child["w"]) < 1e-5
@@ -271,7 +271,7 @@ def test_numpy_leaves_and_absent_leaves_are_taken():
   key = jax.random.key(0)
   for child in (
     svd_mutation(key, task_vector, max_scale=2),
-    expert_svd_mutation(key, task_vector, factorise(task_vector), rate=0.5),
+    expert_svd_mutation(key, task_vector, factorize(task_vector), rate=0.5),
     gaussian_mutation(key, task_vector, std=1),
   ):
     assert child["bias"] is None

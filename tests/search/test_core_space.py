@@ -13,7 +13,7 @@ from qdax.core.emitters.standard_emitters import MixingEmitter
 from cqd_jax.archive import Grid
 from cqd_jax.genotypes import CoreBasis, apply_coefficients, group_leaves
 from cqd_jax.low_rank import LowRank
-from cqd_jax.operators import expert_svd_mutation, factorise, linear_merge
+from cqd_jax.operators import expert_svd_mutation, factorize, linear_merge
 from cqd_jax.search import CycleQD, CycleQDEmitter, PerArchiveEmitter
 
 pytestmark = pytest.mark.usefixtures("qdax_ranks")
@@ -36,7 +36,7 @@ def make_basis():
 
 BASIS = make_basis()
 GROUPS = group_leaves(BASIS.base, "kernel")
-MODELS = jax.vmap(BASIS.materialise)(BASIS.experts)
+MODELS = jax.vmap(BASIS.materialize)(BASIS.experts)
 
 
 def from_coefficients(coefficients):
@@ -46,7 +46,7 @@ def from_coefficients(coefficients):
 def likeness(to_core, genotypes, key):
   """How near each individual's model is to each of the three experts' models."""
   del key
-  models = jax.vmap(lambda genotype: BASIS.materialise(to_core(genotype)))(genotypes)
+  models = jax.vmap(lambda genotype: BASIS.materialize(to_core(genotype)))(genotypes)
 
   def distance(model, target):
     squares = jax.tree.map(lambda one, other: jnp.square(one - other).mean(), model, target)
@@ -61,7 +61,7 @@ def ours():
     batch_size=8,
     crossover=functools.partial(linear_merge, std=0.2),
     mutation=functools.partial(expert_svd_mutation, rate=0.3),
-    task_context=jax.vmap(functools.partial(factorise, rank=2))(BASIS.experts),
+    task_context=jax.vmap(functools.partial(factorize, rank=2))(BASIS.experts),
   )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cqd_jax.archive import Centroids, CyclingRepertoire, Grid, reference_elite_sampling, uniform_sampling
-from cqd_jax.operators import expert_svd_mutation, factorise, linear_merge
+from cqd_jax.operators import expert_svd_mutation, factorize, linear_merge
 from cqd_jax.search import CycleQDEmitter
 
 GRID = Grid(lower=[0.0] * 3, upper=[1.0] * 3, shape=(4, 4, 4))
@@ -74,7 +74,7 @@ def test_one_elite_is_both_parents():
 @pytest.mark.parametrize("schedule", ["cycle", "round_robin"])
 def test_the_mutation_gets_the_experts_factors_of_the_active_task(schedule):
   experts = {"w": jnp.stack([jnp.eye(3) * scale for scale in (1.0, 10.0, 100.0)])}
-  factors = jax.vmap(factorise)(experts)
+  factors = jax.vmap(factorize)(experts)
   scores = np.random.default_rng(1).uniform(size=(2, 3))
   repertoire = CyclingRepertoire.init({"w": jnp.zeros((2, 3, 3))}, scores, GRID)
   emitter = CycleQDEmitter(
@@ -133,7 +133,7 @@ def test_an_emitter_starts_again_after_its_state_was_donated():
     batch_size=2,
     crossover=mean_of_parents,
     mutation=functools.partial(expert_svd_mutation, rate=0.1),
-    task_context=jax.vmap(factorise)(experts),
+    task_context=jax.vmap(factorize)(experts),
   )
   repertoire = CyclingRepertoire.init(experts, np.full((3, 3), 0.5), GRID)
   update = jax.jit(emitter.state_update, donate_argnums=0)

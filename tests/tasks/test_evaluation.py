@@ -51,7 +51,7 @@ def execute(jobs):
 @pytest.fixture(scope="module")
 def population():
   keys = jax.random.split(jax.random.key(0), 4)
-  # Larger than at initialisation, so that the models disagree.
+  # Larger than at initialization, so that the models disagree.
   return jax.tree.map(lambda leaf: leaf * 6, jax.vmap(lambda key: init_params(key, CONFIG))(keys))
 
 

@@ -66,7 +66,7 @@ def test_trees_hold_60_small_files_and_differ():
   assert all(first[path] != second[path] for path in common)
 
 
-def test_no_word_is_part_of_another_or_of_two_neighbours():
+def test_no_word_is_part_of_another_or_of_two_neighbors():
   assert not any(a in b for a, b in itertools.permutations(WORDS, 2))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cqd_jax.io.sandbox import Limits, Sandbox, probe
+from cqd_jax.sandbox.sandbox import Limits, Sandbox, probe
 from cqd_jax.tasks.execution import Job
 from cqd_jax.tasks.skills.database import NUM_DATA_SETS
 from cqd_jax.tasks.skills.shell import NUM_TREES

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from cqd_jax.models import Batch, DecoderConfig, TrainStep, init_params, make_optimiser, make_train_step, pack
+from cqd_jax.models import Batch, DecoderConfig, TrainStep, init_params, make_optimizer, make_train_step, pack
 from cqd_jax.tasks.skills.vocabulary import BEGIN, END, SEPARATOR, VOCABULARY_SIZE, encode
 from cqd_jax.tasks.task import Example
 from cqd_jax.types import Params, PRNGKey
@@ -66,7 +66,7 @@ def train(
   steps: int,
   learning_rate: Callable[[int], float],
   train_step: TrainStep,
-  optimiser: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation,
   finished: Callable[[int, Params], bool],
 ) -> Params:
   """Takes up to `steps` steps of AdamW from `params`, which stay as they are.
@@ -77,11 +77,11 @@ def train(
     steps: the most steps to take.
     learning_rate: by step.
     train_step: of `make_train_step`, shared so that it is compiled once.
-    optimiser: what `train_step` was made with.
+    optimizer: what `train_step` was made with.
     finished: called after each step with the number of steps taken and the params; True ends training.
   """
   params = jax.tree.map(lambda leaf: leaf.copy(), params)  # the step donates what it is given
-  state = optimiser.init(params)
+  state = optimizer.init(params)
   for step in range(steps):
     params, state, _ = train_step(params, state, next(batches), np.float32(learning_rate(step)))
     if finished(step + 1, params):
@@ -102,8 +102,8 @@ class Trainer:
     self._config = config
     self._batch_size = batch_size
     self._row_length = row_length
-    self._optimiser = make_optimiser()
-    self._step = make_train_step(config, self._optimiser)
+    self._optimizer = make_optimizer()
+    self._step = make_train_step(config, self._optimizer)
 
   def init(self, key: PRNGKey) -> Params:
     """Random params."""
@@ -128,6 +128,6 @@ class Trainer:
       steps=steps,
       learning_rate=warm_up_cosine(peak, schedule_steps),
       train_step=self._step,
-      optimiser=self._optimiser,
+      optimizer=self._optimizer,
       finished=finished,
     )

@@ -1,0 +1,1 @@
+"""`cqd inspect`: experts looked at before they are merged."""

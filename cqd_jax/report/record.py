@@ -1,0 +1,124 @@
+"""What a run leaves behind to be read: the one thing that reports and figures are made from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Individuals:
+  """Everyone who was ever scored, in the order of identity: row i is individual i. The first are the experts.
+
+  Attributes:
+    born: `[M]` int, the batch in which it was offered; 0: the initial population.
+    archive: `[M]` int, the archive whose elites its parents were; -1: none.
+    parents: `[M, 2]` int identities; -1: none.
+    weights: for each, its merge weights `[2, G]`, one pair a group of weights; None without parents.
+    mutation: for each, what was done after merging, as "expert_svd 0.3"; "" for nothing. Of the initial population
+      those with a text are no experts, but were made of them as it says.
+    scores: `[M, K]` float; NaN where scoring failed.
+    taken: `[M, K]` bool, whether archive k took it when it was offered.
+    seconds: `[M]` float, its share of the time in which its batch was scored.
+  """
+
+  born: np.ndarray
+  archive: np.ndarray
+  parents: np.ndarray
+  weights: Sequence[np.ndarray | None]
+  mutation: Sequence[str]
+  scores: np.ndarray
+  taken: np.ndarray
+  seconds: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.born)
+
+  def ancestors(self, identity: int) -> list[int]:
+    """An individual and all that it descends from, ascending; no duplicates."""
+    found = {identity}
+    waiting = [identity]
+    while waiting:
+      for parent in self.parents[waiting.pop()]:
+        if parent >= 0 and int(parent) not in found:
+          found.add(int(parent))
+          waiting.append(int(parent))
+    return sorted(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One question, what the model answered, and the verdict of executing it."""
+
+  task: str
+  prompt: str
+  gold: str
+  answer: str
+  passed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+  """A run, finished or not. Stages not reached have empty rows, samples or metrics.
+
+  Attributes:
+    name: of the run.
+    finished: whether all stages are done.
+    task_names: K names.
+    num_planned: children that the run will make in all.
+    facts: short lines about the run by name, as {"seed": "0", "device": "cpu"}; in the order to be shown.
+    settings: YAML of all settings.
+    edges: for each task the float32 edges of its grid cells, ascending; None where cells are Voronoi cells.
+    bins: `[M, K]` int, the cell of each individual along each task, by the grid's rule; None as `edges`. In archive k
+      its cell is `bins[:, [j != k]]`.
+    individuals: all that were scored.
+    metrics: figures after each batch by name, the batches in order from 1 on: "coverage", "qd_score", "max_fitness"
+      `[T, K]`; "best_mean", "num_elites" `[T]`; "seconds" `[T]`.
+    rows: the score table on test, each `{"name": str, "scores": {task: float}, "mean": float | None, "minimum":
+      float | None, "evaluations": int, "solved": {"3": float}, ...}`; see `cqd_jax.run.table.Row`.
+    swarm_sizes: for how many members `solved` tells the share of questions solved together.
+    samples: questions of the test split, as the best model answered them.
+    best: identity of the living elite with the best mean score; None if there is none.
+    aggregated: identities of the K elites that the aggregate is made of, by archive.
+  """
+
+  name: str
+  finished: bool
+  task_names: Sequence[str]
+  num_planned: int
+  facts: Mapping[str, str]
+  settings: str
+  edges: Sequence[np.ndarray] | None
+  bins: np.ndarray | None
+  individuals: Individuals
+  metrics: Mapping[str, np.ndarray]
+  rows: Sequence[Mapping[str, Any]]
+  swarm_sizes: Sequence[int]
+  samples: Sequence[Sample]
+  best: int | None
+  aggregated: Sequence[int]
+
+  @property
+  def num_experts(self) -> int:
+    """How many of the individuals that began the run are experts; they are the first."""
+    born = self.individuals.born
+    return sum(not text for text, batch in zip(self.individuals.mutation, born, strict=True) if batch == 0)
+
+  def elites(self, archive: int, batch: int | None = None) -> dict[int | tuple[int, ...], int]:
+    """Who holds the cells of an archive after a batch (None: the last): identity by cell.
+
+    A cell is the tuple of its bins along the other tasks in order; without a grid there are no cells to tell apart and
+    every individual that was taken is its own.
+    """
+    held: dict[int | tuple[int, ...], int] = {}
+    for identity in np.flatnonzero(self.individuals.taken[:, archive]):
+      if batch is not None and self.individuals.born[identity] > batch:
+        break
+      cell = int(identity) if self.bins is None else tuple(int(b) for b in np.delete(self.bins[identity], archive))
+      held[cell] = int(identity)
+    return held
+
+  def ancestors(self, identity: int) -> list[int]:
+    """As `Individuals.ancestors`."""
+    return self.individuals.ancestors(identity)

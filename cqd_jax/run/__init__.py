@@ -1,0 +1,1 @@
+"""The durable loop: score, search, record, checkpoint, resume, compare, report."""

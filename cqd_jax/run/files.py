@@ -1,0 +1,221 @@
+"""The files of a run directory: what each is called, what `run.json` says, and whether a run may go on."""
+
+import dataclasses
+import datetime
+import errno
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cqd_jax.config.settings import (
+  ConfigError,
+  ExperimentSettings,
+  changed_settings,
+  dump_settings,
+  load_settings,
+  parse_settings,
+  settings_as_json,
+)
+from cqd_jax.store.run_dir import RunDirError, read_json, write_json, write_text
+
+FORMAT = 2
+EXPERIMENT, RUNG = "experiment", "rung of an ablation"
+"""Kinds of runs: what `cqd resume` goes on with, and what experiments/skills_ablation.py does."""
+PACKAGES = ("cqd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+  """A run directory.
+
+  Attributes:
+    path: of the directory.
+  """
+
+  path: Path
+
+  @property
+  def settings(self) -> Path:
+    """All settings as YAML."""
+    return self.path / "config.yaml"
+
+  @property
+  def facts(self) -> Path:
+    """Settings as the run began, versions and devices of each session, seconds of each stage."""
+    return self.path / "run.json"
+
+  @property
+  def history(self) -> Path:
+    """SQLite."""
+    return self.path / "history.sqlite"
+
+  @property
+  def models(self) -> Path:
+    """Model folders."""
+    return self.path / "models"
+
+  @property
+  def scores(self) -> Path:
+    """The results; a run that has them is finished."""
+    return self.path / "scores.json"
+
+  @property
+  def report(self) -> Path:
+    """The page to look at."""
+    return self.path / "report.html"
+
+  @property
+  def finished(self) -> bool:
+    """Whether all stages are done."""
+    return self.scores.is_file()
+
+  def check_models(self, fingerprints: Mapping[str, str]) -> None:
+    """Notes what the models of a run are, when it begins; raises if a folder holds another model since.
+
+    Raises:
+      RunDirError: naming the folder.
+    """
+    facts = read_json(self.facts)
+    known = facts.setdefault("models", dict(fingerprints))
+    for folder, own in fingerprints.items():
+      if known.get(folder) != own:
+        raise RunDirError(f"{folder}: is not the model with which {self.path} began")
+    write_json(self.facts, facts)
+
+  def record_seconds(self, stage: str, seconds: float) -> None:
+    """Adds to the seconds that a stage took."""
+    facts = read_json(self.facts)
+    facts["seconds"][stage] = facts["seconds"].get(stage, 0.0) + seconds
+    write_json(self.facts, facts)
+
+
+def create_run(settings: ExperimentSettings, kind: str = EXPERIMENT) -> RunFiles:
+  """Makes a run directory that was not there before: `settings.run_dir`, or the next free name in `settings.runs_dir`.
+
+  It appears with its settings, whole or not at all. `kind` says what may go on with it.
+
+  Raises:
+    RunDirError: if the directory that was asked for exists.
+  """
+  settings = dataclasses.replace(
+    settings,
+    cache_dir=settings.cache_dir.absolute(),
+    base=settings.base and settings.base.absolute(),
+    experts=tuple(folder.absolute() for folder in settings.experts),
+  )
+  named = dataclasses.replace(settings, run_dir=None)  # so that config.yaml can begin another run
+  begun = {
+    "format": FORMAT,
+    "kind": kind,
+    "created": _now(),
+    "settings": settings_as_json(named),
+    "sessions": [_session()],
+    "seconds": {},
+  }
+  parent = settings.run_dir.parent if settings.run_dir is not None else settings.runs_dir
+  unfinished = parent / f".run.{os.getpid()}"
+  unfinished.mkdir(parents=True)
+  try:
+    made = RunFiles(unfinished)
+    write_text(made.settings, dump_settings(named))
+    write_json(made.facts, begun)
+    return RunFiles(_give_name(unfinished, settings))
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def open_run(path: Path) -> RunFiles:
+  """A run directory that is there.
+
+  Raises:
+    RunDirError: naming the directory, if it is none, or of another format.
+  """
+  files = RunFiles(path)
+  if not path.is_dir():
+    raise RunDirError(f"{path}: no such run directory")
+  if not files.facts.is_file():
+    raise RunDirError(f"{path}: not a run directory (it has no {files.facts.name})")
+  facts = read_json(files.facts)
+  expected = {"kind": str, "created": str, "settings": dict, "sessions": list, "seconds": dict}
+  if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+    raise RunDirError(f"{files.facts}: expected a run of format {FORMAT}")
+  for name, kind in expected.items():
+    if not isinstance(facts.get(name), kind) or facts[name] == []:
+      raise RunDirError(f"{files.facts}: damaged, it does not tell {name!r}")
+  return files
+
+
+def read_settings(files: RunFiles) -> ExperimentSettings:
+  """The settings of a run that is to go on.
+
+  Raises:
+    ConfigError: if config.yaml was changed since in what the results depend on, naming what.
+  """
+  begun = parse_settings(read_json(files.facts)["settings"], str(files.facts))
+  if not files.settings.is_file():
+    warnings.warn(f"{files.settings}: is missing; the settings with which the run began are used", stacklevel=2)
+    return begun
+  now = load_settings(files.settings)
+  if changed := changed_settings(begun, now):
+    listed = ", ".join(f"{name} is {value!r} and was {before!r}" for name, (before, value) in changed.items())
+    raise ConfigError(
+      f"{files.settings}: changed since the run began: {listed}. Change it back to go on with this run, or begin "
+      f"another: cqd evolve {files.settings}"
+    )
+  return now
+
+
+def begin_session(files: RunFiles) -> None:
+  """Notes a further session of a run; warns where versions or devices differ from the one before."""
+  facts = read_json(files.facts)
+  now, before = _session(), facts["sessions"][-1]
+  for what in ("versions", "devices"):
+    if before[what] != now[what]:
+      warnings.warn(
+        f"{files.path}: {what} were {before[what]} and are {now[what]}; results may differ by rounding", stacklevel=2
+      )
+  facts["sessions"].append(now)
+  write_json(files.facts, facts)
+
+
+def _give_name(unfinished: Path, settings: ExperimentSettings) -> Path:
+  """Renames a directory to a name that is free; what is there is never replaced."""
+  if settings.run_dir is not None:
+    if settings.run_dir.exists():
+      raise RunDirError(
+        f"{settings.run_dir}: already exists; nothing was overwritten (to go on with a run: cqd resume RUN_DIR)"
+      )
+    unfinished.rename(settings.run_dir)
+    return settings.run_dir
+  name = f"{settings.name}-seed-{settings.seed}"
+  for number in range(1, 10_000):
+    path = settings.runs_dir / (name if number == 1 else f"{name}-{number}")
+    if path.exists():
+      continue
+    try:
+      unfinished.rename(path)
+    except OSError as error:  # another process was faster
+      if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        raise
+      continue
+    return path
+  raise RunDirError(f"{settings.runs_dir}: already holds 9,999 runs named {name}")
+
+
+def _session() -> dict[str, Any]:
+  return {
+    "began": _now(),
+    "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+    "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+  }
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

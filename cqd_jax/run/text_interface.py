@@ -1,0 +1,81 @@
+"""How questions become tokens and tokens answers: the tokenizer, the decoder's settings, and where an answer ends."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cqd_jax.hub.load import ModelFolder
+from cqd_jax.models import DecoderConfig
+from cqd_jax.tasks.skills.tokenizer import tokenizer_files
+from cqd_jax.tasks.skills.training import MINIATURE, prompt_tokens
+from cqd_jax.tasks.skills.vocabulary import BEGIN, END, PAD, decode
+
+
+@dataclasses.dataclass(frozen=True)
+class TextInterface:
+  """What all models of an experiment have in common.
+
+  Attributes:
+    config: the decoder.
+    encode: a question to the tokens with which a model is asked.
+    decode: the tokens of an answer to its text.
+    end_ids: tokens of which each ends an answer.
+    pad_id: token that fills rows.
+    tokenizer: a folder with the tokenizer's files, or the files' contents by name.
+    settings: of `config.json`, beside what describes the decoder.
+    generation: of `generation_config.json`.
+  """
+
+  config: DecoderConfig
+  encode: Callable[[str], list[int]]
+  decode: Callable[[Iterable[int]], str]
+  end_ids: tuple[int, ...]
+  pad_id: int
+  tokenizer: Path | Mapping[str, str]
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def miniature_interface() -> TextInterface:
+  """Of the miniature models that are trained here."""
+  ids = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": PAD}
+  return TextInterface(MINIATURE, prompt_tokens, decode, (END,), PAD, tokenizer_files(), ids, ids)
+
+
+def interface_of(base: ModelFolder) -> TextInterface:
+  """Of a Hugging Face model: a question is the user's turn of its chat template, or plain text where it has none.
+
+  Raises:
+    ValueError: naming the folder, if it has no tokenizer, or nothing tells how an answer ends.
+  """
+  tokenizer = base.tokenizer
+  if tokenizer is None:
+    raise ValueError(f"{base.folder}: has no tokenizer")
+  if not base.end_ids:
+    raise ValueError(f"{base.folder}: no eos_token_id, neither in its configs nor in its tokenizer")
+
+  def encode(text: str) -> list[int]:
+    try:
+      if tokenizer.chat_template:
+        turn = [{"role": "user", "content": text}]
+        chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = tokenizer(chat, add_special_tokens=False)["input_ids"]  # the template has written them
+      else:
+        ids = tokenizer(text)["input_ids"]
+    except Exception as error:  # of Jinja, of Rust
+      raise ValueError(f"{base.folder}: its tokenizer cannot ask {text[:40]!r} ({error})") from error
+    if not ids or max(ids) >= base.config.vocab_size:
+      raise ValueError(
+        f"{base.folder}: its tokenizer makes {ids[:20]} of {text[:40]!r}, and the model knows tokens 0 to "
+        f"{base.config.vocab_size - 1}"
+      )
+    return ids
+
+  def decode_text(token_ids: Iterable[int]) -> str:
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+  pad_id = base.end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+  return TextInterface(
+    base.config, encode, decode_text, base.end_ids, pad_id, base.folder, base.content, base.generation
+  )

@@ -1,0 +1,1 @@
+"""Isolation: untrusted answers executed where they can harm nothing."""

@@ -1,0 +1,1 @@
+"""What a run keeps on disk: history, checkpoints, params, and the run directory itself."""
