@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cqd_jax.report.record import Individuals
+from cqd_jax.store.individuals import Individuals
 from cqd_jax.store.run_dir import read_json
 
 MOST_ANCESTORS = 40

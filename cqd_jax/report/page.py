@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from cqd_jax.report.record import Individuals, RunRecord
+from cqd_jax.report.record import RunRecord
+from cqd_jax.store.individuals import Individuals
 from cqd_jax.store.run_dir import write_text
 
 SCRIPTS = ("elements", "individuals", "pointing", "archives", "progress", "family", "report")

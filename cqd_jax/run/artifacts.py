@@ -10,10 +10,11 @@ import numpy as np
 from cqd_jax.archive import CyclingRepertoire
 from cqd_jax.hub.model_card import Parent, model_card, parent_of
 from cqd_jax.hub.save import save_pretrained
-from cqd_jax.report.record import Individuals, Sample
+from cqd_jax.report.record import Sample
 from cqd_jax.run.context import RunContext, population_of_one
 from cqd_jax.run.loop import Evolved, aggregated
 from cqd_jax.run.text_interface import TextInterface
+from cqd_jax.store.individuals import Individuals
 from cqd_jax.terminal.progress import progress
 from cqd_jax.trees import Path as TreePath
 from cqd_jax.types import Genotype, Params

@@ -7,9 +7,10 @@ import numpy as np
 
 from cqd_jax.archive import Grid
 from cqd_jax.config.settings import ExperimentSettings, dump_settings, parse_settings
-from cqd_jax.report.record import Individuals, RunRecord, Sample
+from cqd_jax.report.record import RunRecord, Sample
 from cqd_jax.run.files import RunFiles
 from cqd_jax.store.history import History
+from cqd_jax.store.individuals import Individuals
 from cqd_jax.store.run_dir import read_json
 
 

@@ -16,7 +16,6 @@ from cqd_jax.config.settings import MeshSettings
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.hub.save import whole_folder
 from cqd_jax.hub.save_adapter import save_adapter
-from cqd_jax.report.record import Individuals
 from cqd_jax.run.artifacts import (
   about_aggregate,
   about_elite,
@@ -30,6 +29,7 @@ from cqd_jax.run.experiment import open_lab, run_keys
 from cqd_jax.run.files import RunFiles, open_run, read_settings
 from cqd_jax.run.loop import Evolution, Evolved, aggregated
 from cqd_jax.run.seeds import markdown
+from cqd_jax.store.individuals import Individuals
 from cqd_jax.store.run_dir import RunDirError, locked, write_json, write_text
 from cqd_jax.terminal.interrupt import Interrupt
 from cqd_jax.terminal.progress import progress

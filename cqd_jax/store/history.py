@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cqd_jax.report.record import Individuals
+from cqd_jax.store.individuals import Individuals
 
 FORMAT = 1
 BUSY_SECONDS = 60.0

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from cqd_jax.report.record import Individuals, RunRecord, Sample
+from cqd_jax.report.record import RunRecord, Sample
+from cqd_jax.store.individuals import Individuals
 
 NAMES = ("coding", "database", "os", "maths", "writing", "chess", "music", "law")
 SWARM_SIZES = (3, 8)
