@@ -51,10 +51,11 @@ class MatrixSVD(NamedTuple):
 class LowRankUpdate(flax.struct.PyTreeNode):
   """The matrix `kernel + left @ core @ right^T`, or a stack of them, never written out.
 
-  Of a population `core` alone has a leading axis P; the rest is shared.
+  Of a population only `core` has a leading axis P; the rest is shared.
 
   Attributes:
-    kernel: `[..., m, n]` of the base model.
+    kernel: `[..., m, n]` of the base model. A convolution's has its own shape `[..., kh, kw, in, out]`, and the rest is
+      of the matrix with m = kh * kw * in: `left`, its m split likewise, is a convolution to a channels.
     left: `[..., m, a]` orthonormal columns.
     core: `[..., a, b]`, as a rule float32.
     right: `[..., n, b]` orthonormal columns.
@@ -78,7 +79,7 @@ Matrix: TypeAlias = Any
 def matmul(x: jax.Array, matrix: Matrix, *, preferred_element_type: Any = None) -> jax.Array:
   """`x @ matrix`.
 
-  A `LowRankUpdate` costs m n + m a + a b + b n multiply-adds a row. Under `jax.vmap` over the core alone, base and
+  A `LowRankUpdate` costs m n + m a + a b + b n multiply-adds a row. Under `jax.vmap` over the core only, base and
   bases take part in ONE product with the rows of all individuals.
 
   Args:

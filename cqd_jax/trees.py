@@ -4,6 +4,17 @@ A leaf whose path holds the key `layers` followed by a name that is no number (`
 STACKED: its leading axis runs over the layers, the form that `jax.lax.scan` wants. Everywhere else a layer is a
 module: the path up to its first component that ends in a number (`layers/0`, `blocks_3`, `Dense_1`), or, without
 one, the path without the leaf's own name.
+
+Behind the axis of a stack, a leaf of two axes is a matrix. One of more axes is ONE matrix if it is named `kernel`: that
+of a convolution, [kh, kw, in, out], is the matrix [kh * kw * in, out] by which patches of the input are multiplied. By
+another name it is a stack of matrices on its last two axes. All other leaves are vectors.
+
+Names and shapes do not decide everything. What `check_layers` lets pass is read by these rules, and a model that means
+something else has to rename:
+- a level `layers` without numbers whose leaves happen to share their leading length is a stack, whatever it holds:
+  vectors of one length, or kernels of convolutions that are all 3 high and have no bias beside them;
+- a kernel [d, heads, head_dim], as Flax's attention has it, is a matrix [d * heads, head_dim]; and kernels that
+  `nn.scan` or `nn.vmap` stack under another name than `layers` are one tall matrix.
 """
 
 import itertools
@@ -19,6 +30,7 @@ from jaxtyping import Array, UInt32
 from cqd_jax.types import Params, PRNGKey
 
 STACK = "layers"
+KERNEL = "kernel"
 
 Path = tuple[str, ...]
 
@@ -46,6 +58,66 @@ def is_matrix(path: Path, leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
   return leaf.ndim - is_stacked(path) >= 2
 
 
+def matrix_shape(path: Path, leaf: jax.Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
+  """The shape `[..., m, n]` of `as_matrices(path, leaf)`; of a leaf of vectors its own."""
+  depth = int(is_stacked(path))
+  if path[-1:] == (KERNEL,) and leaf.ndim - depth > 2:
+    return (*leaf.shape[:depth], math.prod(leaf.shape[depth:-1]), leaf.shape[-1])
+  return tuple(leaf.shape)
+
+
+def as_matrices(path: Path, leaf: jax.Array) -> jax.Array:
+  """A leaf as the matrix that it is, or as a stack of them, `[..., m, n]` (see the module); vectors as they are."""
+  return leaf.reshape(matrix_shape(path, leaf))
+
+
+def from_matrices(matrices: jax.Array, like: jax.Array) -> jax.Array:
+  """What `as_matrices` made of a leaf in the shape of that leaf again; `like` has that shape."""
+  return matrices.reshape(like.shape)
+
+
+def check_layers(tree: Params, name: str) -> None:
+  """Raises where leaves are stacked by their path and can be no stack by their shape.
+
+  Below one level `layers` all leaves have one leading length, scalars aside, which belong to no layer; a leaf named
+  `kernel` holds a matrix of each layer, so it has three axes or more; and no sibling is numbered. What passes may still
+  be something else: see the module.
+
+  Args:
+    tree: arrays or shapes of one individual, without a population axis.
+    name: of the argument, for the message.
+
+  Raises:
+    ValueError: naming the leaf.
+  """
+  lengths: dict[Path, int] = {}
+  paths = [(leaf_path(key_path), leaf) for key_path, leaf in jax.tree.leaves_with_path(tree)]
+  numbered = {level for path, _ in paths for level in _numbered_levels(path)}
+  for path, leaf in paths:
+    stack = stack_path(path)
+    if not stack or leaf.ndim == 0:
+      continue
+    level = "/".join(stack)
+    if stack in numbered:
+      expected = f"no leaf beside numbered modules in {level}"
+    elif path[-1] == KERNEL and leaf.ndim < 3:
+      expected = f"matrices [layers, m, n] in the stack {level}"
+    elif lengths.setdefault(stack, leaf.shape[0]) != leaf.shape[0]:
+      expected = f"a leading axis of {lengths[stack]} layers in all leaves of the stack {level}"
+    else:
+      continue
+    raise ValueError(
+      f"{name} at {'/'.join(path)}: expected {expected}, got shape {tuple(leaf.shape)}. If {level} is no stack along a "
+      "leading axis, number its modules (layers/0/...) or rename the level"
+    )
+
+
+def _numbered_levels(path: Path) -> list[Path]:
+  """The levels `layers` on the way to a leaf below which its module is numbered."""
+  following = enumerate(itertools.pairwise(path), start=1)
+  return [path[:depth] for depth, (name, below) in following if name == STACK and below.isdigit()]
+
+
 def layer_name(path: Path) -> str:
   """The layer to which an unstacked leaf belongs (see the module)."""
   for depth, name in enumerate(path):
@@ -70,7 +142,7 @@ def widen(leaf: jax.Array) -> jax.Array:
 
 
 def leaf_keys(key: PRNGKey, tree: Params) -> Params:
-  """One subkey a leaf, in the structure of `tree`; `key` is consumed."""
+  """One subkey per leaf, in the structure of `tree`; `key` is consumed."""
   leaves, structure = jax.tree.flatten(tree)
   return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
 

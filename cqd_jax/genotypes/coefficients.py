@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cqd_jax.checks import check_float_leaves, check_population
-from cqd_jax.trees import Path, as_arrays, is_matrix, is_stacked, map_with_path, stack_path
+from cqd_jax.trees import Path, as_arrays, check_layers, is_matrix, is_stacked, map_with_path, stack_path
 from cqd_jax.types import Params
 
 GRANULARITIES = ("model", "layer", "kernel")
@@ -52,18 +52,21 @@ def group_leaves(params: Params, granularity: str = "model") -> Groups:
     params: the model or a task vector of it, float leaves `[...]`.
     granularity: "model": one group. "layer": the matrices of each module of each layer (attention, feed-forward: the
       name that follows the layer's) are a group; all the rest (matrices outside of layers, vectors) is one more.
-      "kernel": each matrix of each layer is a group; all vectors are one more. Layers are told as in
-      `cqd_jax.trees`: by the leading axis of stacked leaves, or by a name that ends in a number.
+      "kernel": each matrix of each layer is a group; all vectors are one more. Layers and matrices are told as in
+      `cqd_jax.trees`: layers by the leading axis of stacked leaves, or by a name that ends in a number.
 
   Returns:
     The groups, in the order of first use by the leaves; the rest is last.
 
   Raises:
-    ValueError: if `params` holds anything but floats or `granularity` is unknown.
+    ValueError: if `params` holds anything but floats or `granularity` is unknown; where layers matter, also if some can
+      be no stack (`cqd_jax.trees.check_layers`).
   """
   check_float_leaves(params, "params")
   if granularity not in GRANULARITIES:
     raise ValueError(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {granularity!r}")
+  if granularity != "model":
+    check_layers(params, "params")
   name = {"model": _name_of_model, "layer": _name_of_module, "kernel": _name_of_kernel}[granularity]
   labels: list[str | list[str]] = []
 
@@ -86,7 +89,7 @@ def apply_coefficients(coefficients: jax.Array | np.ndarray, expert_task_vectors
   """The task vector of an individual: for each group the experts' task vectors, weighted and summed.
 
   Args:
-    coefficients: `[K, G]` of one individual, float32; a population comes from `jax.vmap` over it alone.
+    coefficients: `[K, G]` of one individual, float32; a population comes from `jax.vmap` over it only.
     expert_task_vectors: float leaves `[K, ...]`.
     groups: `group_leaves` of one expert's task vector.
 

@@ -22,10 +22,10 @@ import numpy as np
 from cqd_jax.checks import check_float_leaves, check_key, check_population
 from cqd_jax.genotypes.factors import METHODS, relative_error, truncate, truncate_by_energy
 from cqd_jax.low_rank import LowRank, LowRankUpdate, sequence_after
-from cqd_jax.trees import Path, as_arrays, is_matrix, leaf_path, widen
+from cqd_jax.trees import Path, as_arrays, as_matrices, check_layers, is_matrix, leaf_path, matrix_shape, widen
 from cqd_jax.types import Genotype, Params, PRNGKey
 
-HIGHEST = jax.lax.Precision.HIGHEST
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Fit(NamedTuple):
@@ -52,8 +52,9 @@ class CoreBasis(flax.struct.PyTreeNode):
   """A base model, bases of what its experts learnt, and the experts in them; made by `from_experts`.
 
   A genotype has the structure of the params: `[..., a, b]` cores in the place of matrices, and the difference to the
-  base in that of vectors. It is an ordinary individual of `cqd_jax.operators`, and of this basis alone: keep the basis
-  with what is kept of genotypes. A dense task vector becomes one by `encode`.
+  base in that of vectors. (A convolution's kernel is a matrix with m = kh * kw * in, see `cqd_jax.trees`.) It is an
+  ordinary individual of `cqd_jax.operators`, and only of this basis: keep the basis with what is kept of genotypes. A
+  dense task vector becomes one by `encode`.
 
   Attributes:
     base: params of the base model.
@@ -89,8 +90,8 @@ class CoreBasis(flax.struct.PyTreeNode):
     Args:
       base: params of the base model, float leaves `[...]`; shared with the result, not copied.
       task_vectors: the experts' task vectors. Either stacked, leaves `[K, ...]`; or a list of K trees in the structure
-        of `base`, whose matrices may also be `LowRank` factors (ranks may differ) or None (the expert left that leaf as
-        it is).
+        of `base`, whose matrices may also be `LowRank` factors [m, r] and [r, n] (ranks may differ) or None (the expert
+        left that leaf as it is).
       rank: to which dense matrices are truncated; factors keep their own rank. One number, or a number for each matrix
         by its path ("layers/mlp/up/kernel"), with "*" for all that are not named. None: not truncated, or by `energy`.
       energy: the share of each matrix's squared Frobenius norm to keep, in (0, 1], instead of a rank.
@@ -100,14 +101,15 @@ class CoreBasis(flax.struct.PyTreeNode):
       key: of the randomized way; None: a fixed one.
 
     Returns:
-      The basis. `fits` tells how well it holds the experts.
+      The basis. `fits` reports how well it holds the experts.
 
     Raises:
       ValueError: naming the argument: no expert, a leaf whose structure or shape is not that of `base`, values that are
-        not finite (or are not in `dtype`), both `rank` and `energy`, a rank below 1 or for a path that is no matrix;
-        an `energy` while tracing, since ranks become shapes.
+        not finite (or are not in `dtype`), both `rank` and `energy`, a rank below 1 or for a path that is no matrix,
+        layers that can be no stack (`trees.check_layers`); an `energy` while tracing, since ranks become shapes.
     """
     check_float_leaves(base, "base")
+    check_layers(base, "base")
     if not jnp.issubdtype(dtype, jnp.floating):
       raise ValueError(f"dtype: expected a float dtype, got {jnp.dtype(dtype)}")
     if key is not None:
@@ -115,7 +117,7 @@ class CoreBasis(flax.struct.PyTreeNode):
     base = as_arrays(base)
     structure: Any = jax.tree.structure(base)
     named = [(leaf_path(path), leaf) for path, leaf in jax.tree.leaves_with_path(base)]
-    shortest = {"/".join(path): min(leaf.shape[-2:]) for path, leaf in named if is_matrix(path, leaf)}
+    shortest = {"/".join(path): min(matrix_shape(path, leaf)[-2:]) for path, leaf in named if is_matrix(path, leaf)}
     wanted = _check_ranks(rank, energy, method, shortest)
     rows: list[_Leaf] = []
     for (path, leaf), updates in zip(named, _by_leaf(task_vectors, structure), strict=True):
@@ -124,7 +126,8 @@ class CoreBasis(flax.struct.PyTreeNode):
       given = (_check_update(update, path, leaf, f"task_vectors[{k}] at {name}") for k, update in enumerate(updates))
       if is_matrix(path, leaf):
         truncated = functools.partial(_truncate, rank=wanted[name], energy=energy, method=method, key=key)
-        rows.append(_hold_matrix(leaf, [_factor(update, leaf, truncated) for update in given], dtype))
+        shape = matrix_shape(path, leaf)
+        rows.append(_hold_matrix([_factor(update, shape, truncated) for update in given], leaf.dtype, dtype))
       else:
         zero = jnp.zeros_like(leaf, dtype)
         rows.append(_Leaf(jnp.stack([zero if update is None else update.astype(dtype) for update in given])))
@@ -151,14 +154,17 @@ class CoreBasis(flax.struct.PyTreeNode):
     """
     leaves = self._flatten(task_vector, "task_vector")
     self._check_shapes(leaves, self.base, "task_vector")
+    matrices = [
+      leaf.reshape(*leaf.shape[: leaf.ndim - like.ndim], *matrix_shape(leaf_path(path), like))
+      for leaf, (path, like) in zip(leaves, jax.tree.leaves_with_path(self.base), strict=True)
+    ]
 
     def encode(leaf: jax.Array, left: jax.Array | None, right: jax.Array | None, like: jax.Array) -> jax.Array:
       if left is None or right is None:
         return leaf.astype(like.dtype)
-      product = functools.partial(jnp.matmul, precision=HIGHEST)
-      return product(product(widen(left).mT, widen(leaf)), widen(right)).astype(like.dtype)
+      return _product(_product(widen(left).mT, widen(leaf)), widen(right)).astype(like.dtype)
 
-    return self._map(encode, leaves, self.experts)
+    return self._map(encode, matrices, self.experts)
 
   def task_vector(self, genotype: Genotype) -> Params:
     """The dense task vector of an individual: leaves `[...]` in the dtypes of the base, computed in float32."""
@@ -192,7 +198,7 @@ class CoreBasis(flax.struct.PyTreeNode):
 
     Returns:
       Params whose cores, and whose vectors, have the leading axis of `genotypes`; nothing of the size of a matrix is
-      made. Differentiable.
+      made. The `kernel` of a convolution's update is that of the base, in its own shape. Differentiable.
     """
 
     def join(own: jax.Array, left: jax.Array | None, right: jax.Array | None, leaf: jax.Array) -> Any:
@@ -222,7 +228,7 @@ class CoreBasis(flax.struct.PyTreeNode):
     return jax.tree.unflatten(structure, [function(*each) for each in zip(leaves, *columns, strict=True)])
 
   def _genotype(self, genotype: Genotype) -> list[Any]:
-    """The leaves of one individual, or of a population; raises unless they are of this basis, as far as shapes tell."""
+    """The leaves of one individual, or of a population; raises unless they are of this basis, as far as shapes show."""
     leaves = self._flatten(genotype, "genotype")
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.experts)
     self._check_shapes(leaves, like, "genotype")
@@ -251,9 +257,9 @@ class _Leaf(NamedTuple):
   ranks: tuple[int, ...] | None = None
 
 
-def _hold_matrix(leaf: jax.Array, factored: Sequence[tuple[LowRank, jax.Array]], dtype: Any) -> _Leaf:
+def _hold_matrix(factored: Sequence[tuple[LowRank, jax.Array]], base_dtype: Any, dtype: Any) -> _Leaf:
   """Bases and cores of a leaf of matrices, from the experts' factors of it and what these have lost."""
-  left, right, cores = _bases(tuple(factors for factors, _ in factored), leaf.dtype)
+  left, right, cores = _bases(tuple(factors for factors, _ in factored), base_dtype)
   cores = jax.block_until_ready(cores).astype(dtype)  # no two leaves' decompositions at once; see `sequence_after`
   errors = jnp.stack([error for _, error in factored])
   return _Leaf(cores, left, right, errors, tuple(factors.a.shape[-2] for factors, _ in factored))
@@ -265,11 +271,11 @@ def _is_finite(array: jax.Array) -> bool:
 
 
 def _write_out(core: jax.Array, left: jax.Array | None, right: jax.Array | None, like: jax.Array) -> jax.Array:
-  """The dense update of one leaf, float32 inside, in the dtype of `like`."""
+  """The dense update of one leaf, float32 inside, in the dtype of `like` and, behind a population axis, its shape."""
   if left is None or right is None:
     return core.astype(like.dtype)
-  product = functools.partial(jnp.matmul, precision=HIGHEST)
-  return product(product(widen(left), widen(core)), widen(right).mT).astype(like.dtype)
+  dense = _product(_product(widen(left), widen(core)), widen(right).mT)
+  return dense.reshape(*dense.shape[: dense.ndim - left.ndim], *like.shape).astype(like.dtype)
 
 
 @jax.jit
@@ -295,7 +301,7 @@ def _bases(factors: tuple[LowRank, ...], dtype: Any) -> tuple[jax.Array, jax.Arr
   right, right_part = jnp.linalg.qr(sequence_after(rows, left))
   ends = np.cumsum([one.a.shape[-2] for one in factors])[:-1]
   parts = zip(jnp.split(left_part, ends, axis=-1), jnp.split(right_part, ends, axis=-1), strict=True)
-  cores = jnp.stack([jnp.matmul(one, other.mT, precision=HIGHEST) for one, other in parts])
+  cores = jnp.stack([_product(one, other.mT) for one, other in parts])
   return left.astype(dtype), right.astype(dtype), cores
 
 
@@ -309,9 +315,9 @@ def _truncate(
   return truncate(matrix, min(matrix.shape[-2:]) if rank is None else rank, method=method, key=key)
 
 
-def _factor(update: Any, leaf: jax.Array, truncated: Any) -> tuple[LowRank, jax.Array]:
-  """Factors of one expert's update of a leaf, none where there is no update, and what they lose."""
-  *stack, rows, columns = leaf.shape
+def _factor(update: Any, shape: tuple[int, ...], truncated: Any) -> tuple[LowRank, jax.Array]:
+  """Factors of one expert's update of matrices `[..., m, n]`, none where there is no update, and what they lose."""
+  *stack, rows, columns = shape
   exact = jnp.zeros(stack, jnp.float32)
   if update is None:
     return LowRank(jnp.zeros((*stack, rows, 0)), jnp.zeros((*stack, 0, columns))), exact
@@ -346,20 +352,21 @@ def _flatten(tree: Params, structure: Any, name: str) -> list[Any]:
 
 
 def _check_update(update: Any, path: Path, leaf: jax.Array, name: str) -> Any:
-  """An expert's update as arrays; raises unless it is finite and of the shape of `leaf`."""
+  """An expert's update as arrays, matrices `[..., m, n]`; raises unless it is finite and of the shape of `leaf`."""
   if update is None:
     return None
   if isinstance(update, LowRank):
     b, a = map(jnp.asarray, update)
-    if b.ndim != leaf.ndim or a.ndim != leaf.ndim or not is_matrix(path, leaf):
-      raise ValueError(f"{name}: expected factors of a matrix of shape {leaf.shape}, got {b.shape} and {a.shape}")
-    if (*b.shape[:-1], a.shape[-1]) != leaf.shape or a.shape[:-2] != leaf.shape[:-2] or b.shape[-1] != a.shape[-2]:
-      raise ValueError(f"{name}: expected factors [m, r] and [r, n] of shape {leaf.shape}, got {b.shape}, {a.shape}")
+    shape = matrix_shape(path, leaf)
+    if b.ndim != len(shape) or a.ndim != len(shape) or not is_matrix(path, leaf):
+      raise ValueError(f"{name}: expected factors of a matrix of shape {shape}, got {b.shape} and {a.shape}")
+    if (*b.shape[:-1], a.shape[-1]) != shape or a.shape[:-2] != shape[:-2] or b.shape[-1] != a.shape[-2]:
+      raise ValueError(f"{name}: expected factors [m, r] and [r, n] of shape {shape}, got {b.shape}, {a.shape}")
     update = LowRank(b, a)
   elif not hasattr(update, "shape") or update.shape != leaf.shape:
     raise ValueError(f"{name}: expected shape {leaf.shape}, got {getattr(update, 'shape', type(update).__name__)}")
   else:
-    update = jnp.asarray(update)
+    update = as_matrices(path, jnp.asarray(update))
   for array in jax.tree.leaves(update):
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(f"{name}: expected floats, got {array.dtype}")

@@ -82,7 +82,7 @@ def basis_shardings(basis: CoreBasis, mesh: Mesh, *, row_parallel: Collection[st
   """The sharding of each array of a basis, in its structure (of shapes too, before anything is loaded).
 
   The base is cut as `param_shardings` cuts it. The basis that belongs to the cut axis of a matrix is cut with it, the
-  other is on every device.
+  other is on every device; so are both where a convolution is cut along its input channels, no blocks of rows.
   """
 
   def of_basis(own_axis: int, tree: Params) -> Params:
@@ -90,7 +90,10 @@ def basis_shardings(basis: CoreBasis, mesh: Mesh, *, row_parallel: Collection[st
 
     def sharding(path: Path, leaf: Any, part: Any) -> NamedSharding | None:
       cut = _cut(path, leaf, mesh, row_parallel)
-      return None if part is None else _along(part, -2 if cut == own_axis else None, mesh)
+      if part is None:
+        return None
+      follows = cut == own_axis and part.shape[-2] == leaf.shape[own_axis]
+      return _along(part, -2 if follows else None, mesh)
 
     return map_with_path(sharding, basis.base, tree)
 
@@ -107,7 +110,8 @@ def param_shardings(params: Params, mesh: Mesh, *, row_parallel: Collection[str]
   """The sharding of each leaf of a model (arrays or shapes) over the mesh's `model` axis.
 
   A matrix [m, n] is cut along its columns, or along its rows where a name in its path is in `row_parallel`; along the
-  other axis where its size is no multiple of the mesh's, or not at all. Vectors are on every device.
+  other axis where its size is no multiple of the mesh's, or not at all. Of a convolution [kh, kw, in, out] these are
+  output and input channels. Vectors are on every device.
   """
   return map_with_path(lambda path, leaf: _along(leaf, _cut(path, leaf, mesh, row_parallel), mesh), params)
 

@@ -8,10 +8,12 @@ from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_population
 from cqd_jax.operators.arithmetic import check_setting
+from cqd_jax.operators.frames import needs_frame
 from cqd_jax.trees import as_arrays, widen
 from cqd_jax.types import Params
 
 
+@needs_frame("linear")
 def aggregate(task_vectors: Params, fitnesses: ArrayLike) -> Params:
   """Sums task vectors with the softmax of their fitnesses as weights.
 
@@ -40,6 +42,7 @@ def aggregate(task_vectors: Params, fitnesses: ArrayLike) -> Params:
   return _weighted_sum(_softmax(fitnesses, finite), finite, task_vectors)
 
 
+@needs_frame("linear")
 def uniform_average(task_vectors: Params) -> Params:
   """The mean of K task vectors: leaves `[K, ...]` to `[...]`, dtypes kept, summed in float32.
 
@@ -51,6 +54,7 @@ def uniform_average(task_vectors: Params) -> Params:
   return task_arithmetic(task_vectors, 1.0 / max(check_population(task_vectors, "task_vectors"), 1))
 
 
+@needs_frame("linear")
 def task_arithmetic(task_vectors: Params, scale: ArrayLike) -> Params:
   """The sum of K task vectors times `scale`: leaves `[K, ...]` to `[...]`, dtypes kept, summed in float32.
 
@@ -77,7 +81,7 @@ def _softmax(values: jax.Array, counted: jax.Array) -> jax.Array:
   best = jax.lax.stop_gradient(jnp.max(values, where=counted, initial=-jnp.inf))
   # What is masked out is replaced before the exponential too: the gradient must stay finite.
   powers = jnp.where(counted, jnp.exp(jnp.where(counted, values - best, 0.0)), 0.0)
-  return powers / jnp.maximum(jnp.sum(powers), 1.0)  # the best has power 1, so the bound acts on an empty sum alone
+  return powers / jnp.maximum(jnp.sum(powers), 1.0)  # the best has power 1, so the bound acts only on an empty sum
 
 
 def _weighted_sum(weights: jax.Array, counted: jax.Array, task_vectors: Params) -> Params:

@@ -1,123 +1,185 @@
-"""Crossover by model merging: the child is a random weighted sum of its two parents."""
+"""Crossover by model merging: two parents become one child.
+
+A crossover is `crossover(key, first, second, *, setting) -> Child`: the child, and a note of how it was made, for the
+history. What is merged, and how, is in the modules of the plain operators.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
+from qdax.core.emitters.mutation_operators import isoline_variation
 
-from cqd_jax.checks import check_float_leaves, check_key, check_same_tree
-from cqd_jax.operators.arithmetic import check_setting
-from cqd_jax.trees import Path, as_arrays, is_stacked, layer_name, map_with_path, stack_path, widen
-from cqd_jax.types import Params, PRNGKey
+from cqd_jax.checks import check_key
+from cqd_jax.operators.arithmetic import check_parents, check_setting
+from cqd_jax.operators.consensus import ties
+from cqd_jax.operators.frames import needs_frame
+from cqd_jax.operators.linear import draw_weights, linear_merge
+from cqd_jax.operators.sparsify import dare
+from cqd_jax.operators.spherical import cosine_similarity, interpolate, slerp_weights
+from cqd_jax.trees import widen
+from cqd_jax.types import Genotype, PRNGKey
 
-GRANULARITIES = ("model", "layer", "kernel")
 
-CANCELLATION = 0.01
-"""Two weights cancel where |w1 + w2| is at most this part of |w1| + |w2|."""
+class Child(NamedTuple):
+  """What a crossover makes.
+
+  Attributes:
+    genotype: of the child; structure, shapes and dtypes of its parents.
+    note: what was drawn or found on the way, by name; empty where there is nothing to say.
+  """
+
+  genotype: Genotype
+  note: Mapping[str, jax.Array]
 
 
-def linear_merge(
+@needs_frame("linear")
+def linear_crossover(
   key: PRNGKey,
-  first: Params,
-  second: Params,
+  first: Genotype,
+  second: Genotype,
   *,
-  std: ArrayLike,
+  std: ArrayLike = 0.03,
   mean: ArrayLike = 1.0,
   granularity: str = "model",
   normalize: bool = True,
-  with_weights: bool = False,
-) -> Params | tuple[Params, jax.Array]:
-  """Merges two parents with random weights: `w1' first + w2' second`.
+) -> Child:
+  """`linear_merge`, which describes the errors, as a crossover.
 
-  w1 and w2 are drawn independently from N(mean, std^2) and normalized by `merge_weights` unless told otherwise.
-  Weights may be negative.
+  Args:
+    key: typed PRNG key; consumed.
+    first: of one parent, leaves `[...]`.
+    second: of the other.
+    std: standard deviation of the two merge weights, at least 0; may be traced.
+    mean: mean of the two merge weights; normalized, only std / mean matters.
+    granularity: what shares one pair of weights: model (the paper), layer or kernel.
+    normalize: whether the pair is divided by its sum (the paper).
+
+  Returns:
+    The child, and a note of the "weights" of both parents in each of G groups, float32 `[2, G]`.
+  """
+  genotype, weights = linear_merge(
+    key, first, second, std=std, mean=mean, granularity=granularity, normalize=normalize, with_weights=True
+  )
+  return Child(genotype, {"weights": weights})
+
+
+@needs_frame("linear")
+def line_crossover(
+  key: PRNGKey, first: Genotype, second: Genotype, *, iso_sigma: ArrayLike = 0.15, line_sigma: ArrayLike = 0.3
+) -> Child:
+  """Steps from the first parent along the line to the second, with independent noise beside it.
+
+  The child is `first + iso_sigma n + line_sigma z (second - first)`, with n normal for each entry and z normal for the
+  whole individual. The noise is added to what an individual is stored as.
+
+  Args:
+    key: typed PRNG key; consumed.
+    first: float leaves `[...]` of one parent; no population axis.
+    second: the other parent's; same structure, shapes and dtypes.
+    iso_sigma: standard deviation of the noise, at least 0; may be traced.
+    line_sigma: standard deviation of the step in units of the parents' distance, at least 0; may be traced.
+
+  Returns:
+    The child, computed in float32 and in the dtypes of `first`; the note is empty. Its draws are those of QDax's
+    `isoline_variation` on a batch of one.
+
+  Raises:
+    ValueError: if the trees differ, hold anything but floats, or a setting is out of range.
+
+  Reference: Vassiliades and Mouret 2018, arXiv:1804.03906.
+  """
+  check_key(key)
+  first, second = check_parents(first, second)
+  check_setting("iso_sigma", iso_sigma, low=0.0)
+  check_setting("line_sigma", line_sigma, low=0.0)
+  pair = jax.tree.map(lambda leaf: widen(leaf)[None], (first, second))
+  children = isoline_variation(*pair, key, iso_sigma=iso_sigma, line_sigma=line_sigma)
+  return Child(jax.tree.map(lambda leaf, like: leaf[0].astype(like.dtype), children, first), {})
+
+
+@needs_frame("inner_product")
+def slerp_crossover(
+  key: PRNGKey, first: Genotype, second: Genotype, *, mean: ArrayLike = 0.5, std: ArrayLike = 0.1
+) -> Child:
+  """`slerp` at a random place: t is drawn from N(mean, std^2), one for the child.
 
   Args:
     key: typed PRNG key; consumed.
     first: float leaves `[...]` of one parent's task vector; no population axis.
     second: the other parent's; same structure, shapes and dtypes.
-    std: standard deviation of the weights, at least 0; may be traced. With 0 the child is the plain mean.
-    mean: mean of the weights; may be traced.
-    granularity: what shares a pair of weights. "model": everything (the paper). "layer": each layer, where the
-      stacked leaves under one `layers` have a layer at every index of their leading axis, and other leaves belong to
-      `cqd_jax.trees.layer_name`. "kernel": each leaf, and each layer of each stacked leaf.
-    normalize: whether the pair is scaled to sum to 1; False uses the weights as drawn, which can leave the line
-      through the parents.
-    with_weights: whether the weights that were drawn are returned too.
+    mean: mean of t; may be traced.
+    std: standard deviation of t, at least 0; may be traced.
 
   Returns:
-    The child's task vector: structure, shapes and dtypes of `first`; computed in float32. With `with_weights` a pair:
-    the child, and the weights of both parents in each of G groups, float32 `[2, G]`.
+    The child as `slerp` makes it, and a note of "t" and of the "angle" between the parents in radians, float32 `[]`
+    both. The angle of nearly equal parents is exact to about 5e-4, and NaN where the child is.
 
   Raises:
     ValueError: if the trees differ, hold anything but floats, or a setting is out of range.
-
-  Reference: Kuroki et al. 2025, arXiv:2410.14735, section 3.3, which has mean 1, std 0.01, one pair a model. "layer",
-  "kernel" and `normalize=False` are additions.
   """
   check_key(key)
-  check_float_leaves(first, "first")
-  first, second = as_arrays((first, second))
-  check_same_tree(first, second, "first", "second")
-  check_setting("std", std, low=0.0)
+  first, second = check_parents(first, second)
   check_setting("mean", mean)
-  if granularity not in GRANULARITIES:
-    raise ValueError(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {granularity!r}")
-
-  groups, num_groups = _weight_groups(first, granularity)
-  drawn = mean + std * jax.random.normal(key, (2, num_groups), jnp.float32)
-  weights = merge_weights(drawn[0], drawn[1]) if normalize else (drawn[0], drawn[1])
-
-  def merge(group: np.ndarray, one: jax.Array, other: jax.Array) -> jax.Array:
-    axes = group.shape + (1,) * (one.ndim - group.ndim)
-    ours, theirs = (weight[group].reshape(axes) for weight in weights)
-    return (ours * widen(one) + theirs * widen(other)).astype(one.dtype)
-
-  child = jax.tree.map(merge, groups, first, second)
-  return (child, jnp.stack(weights)) if with_weights else child
+  check_setting("std", std, low=0.0)
+  t = jnp.asarray(mean + std * jax.random.normal(key, (), jnp.float32))
+  cosine = cosine_similarity(first, second)
+  genotype = interpolate(first, second, slerp_weights(cosine, t))
+  return Child(genotype, {"t": t, "angle": jnp.arccos(cosine)})
 
 
-def merge_weights(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Scales pairs of weights to sum to 1: w1 / (w1 + w2) and w2 / (w1 + w2).
-
-  Where |w1 + w2| <= `CANCELLATION` (|w1| + |w2|) the quotient says nothing but noise, and the pair is defined as
-  (1/2, 1/2). So all finite weights give finite ones, of at most 50.5 in absolute value.
+@needs_frame("elementwise")
+def ties_crossover(
+  key: PRNGKey, first: Genotype, second: Genotype, *, density: float = 0.5, std: ArrayLike = 0.1
+) -> Child:
+  """`ties` of the parents, with random weights drawn as by `linear_merge`: from N(1, std^2), normalized.
 
   Args:
-    first: `[...]` weights of the first parent.
-    second: `[...]` weights of the second; same shape and dtype.
+    key: typed PRNG key; consumed.
+    first: float leaves `[...]` of one parent's task vector; no population axis.
+    second: the other parent's; same structure, shapes and dtypes.
+    density: the share of entries of each parent that is kept, kernel by kernel, in (0, 1]; static.
+    std: standard deviation of the weights, at least 0; may be traced. With 0 they are halves.
 
   Returns:
-    The two normalized weights, `[...]` each.
+    The child, and a note of the "weights" of both parents, float32 `[2, 1]`.
+
+  Raises:
+    ValueError: if the trees differ, hold anything but floats, or a setting is out of range.
   """
-  total = first + second
-  cancels = jnp.abs(total) <= CANCELLATION * (jnp.abs(first) + jnp.abs(second))
-  divisor = jnp.where(cancels, 1.0, total)  # before the division, whose gradient must stay finite too
-  return jnp.where(cancels, 0.5, first / divisor), jnp.where(cancels, 0.5, second / divisor)
+  check_key(key)
+  first, second = check_parents(first, second)
+  check_setting("std", std, low=0.0)
+  weights = draw_weights(key, std=std)
+  parents = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+  return Child(ties(parents, weights[:, 0], density=density), {"weights": weights})
 
 
-def _weight_groups(tree: Params, granularity: str) -> tuple[Params, int]:
-  """The group of weights of each leaf, and the number of groups.
+@needs_frame("elementwise")
+def dare_crossover(
+  key: PRNGKey, first: Genotype, second: Genotype, *, drop_rate: float = 0.5, std: ArrayLike = 0.1
+) -> Child:
+  """`linear_merge` of the parents after `dare` of each: weights from N(1, std^2), normalized.
+
+  Args:
+    key: typed PRNG key; consumed.
+    first: float leaves `[...]` of one parent's task vector; no population axis.
+    second: the other parent's; same structure, shapes and dtypes.
+    drop_rate: the probability of zeroing an entry of a parent, in [0, 1); static.
+    std: standard deviation of the weights, at least 0; may be traced. With 0 they are halves.
 
   Returns:
-    In the structure of `tree`, an int array: `[]`, or `[L]` for a leaf whose layers belong to different groups.
+    The child, rounded to the parents' dtypes once, and a note of the "weights" of both parents, float32 `[2, 1]`.
+
+  Raises:
+    ValueError: if the trees differ, hold anything but floats, or a setting is out of range.
   """
-  groups: dict[str, int] = {}
-  lengths: dict[str, int] = {}
-
-  def number(name: str) -> int:
-    return groups.setdefault(name, len(groups))
-
-  def of_leaf(path: Path, leaf: jax.Array) -> np.ndarray:
-    if granularity == "model":
-      return np.asarray(number("model"))
-    if not is_stacked(path) or leaf.ndim == 0:
-      return np.asarray(number(layer_name(path) if granularity == "layer" else "/".join(path)))
-    stack = "/".join(stack_path(path)) if granularity == "layer" else "/".join(path)
-    length = lengths.setdefault(stack, leaf.shape[0])
-    if leaf.shape[0] != length:
-      raise ValueError(f"first: expected {length} layers in all leaves under {stack}, got shape {leaf.shape} in {path}")
-    return np.asarray([number(f"{stack}[{layer}]") for layer in range(length)])
-
-  indices = map_with_path(of_leaf, tree)
-  return indices, len(groups)
+  check_key(key)
+  first, second = check_parents(first, second)
+  first_key, second_key, weights_key = jax.random.split(key, 3)
+  ours, theirs = jax.tree.map(widen, (first, second))
+  ours, theirs = dare(first_key, ours, drop_rate=drop_rate), dare(second_key, theirs, drop_rate=drop_rate)
+  merged, weights = linear_merge(weights_key, ours, theirs, std=std, with_weights=True)
+  return Child(jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), merged, first), {"weights": weights})

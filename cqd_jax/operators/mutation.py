@@ -10,27 +10,41 @@ from jax.typing import ArrayLike
 from cqd_jax.checks import check_float_leaves, check_key
 from cqd_jax.low_rank import MatrixSVD, sequence_after
 from cqd_jax.operators.arithmetic import check_setting
-from cqd_jax.trees import as_arrays, is_matrix, leaf_keys, map_with_path, widen
+from cqd_jax.operators.frames import needs_frame
+from cqd_jax.trees import (
+  as_arrays,
+  as_matrices,
+  check_layers,
+  from_matrices,
+  is_matrix,
+  leaf_keys,
+  map_with_path,
+  matrix_shape,
+  widen,
+)
 from cqd_jax.types import Params, PRNGKey
 
 
 def factorize(task_vector: Params, *, rank: int | None = None) -> Params:
   """Decomposes all matrices of a task vector, for `expert_svd_mutation`.
 
-  Do it once an expert. `jax.vmap(factorize)` takes K stacked experts, and `jax.tree.map(lambda leaf: leaf[k], ...)`
+  Do it once per expert. `jax.vmap(factorize)` takes K stacked experts, and `jax.tree.map(lambda leaf: leaf[k], ...)`
   picks one of them, with a traced k too.
 
   Args:
-    task_vector: float leaves `[...]` of one individual. Matrices as told by `cqd_jax.trees.is_matrix`.
+    task_vector: float leaves `[...]` of one individual. Matrices as told by `cqd_jax.trees`: a kernel of a convolution
+      is one.
     rank: how many singular values to keep of each matrix; None: all. An expert of low rank has no others.
 
   Returns:
     The structure of `task_vector` with a `MatrixSVD` for each leaf of matrices and None (no leaf) for each of vectors.
 
   Raises:
-    ValueError: if `task_vector` holds anything but floats, or `rank` is below 1.
+    ValueError: if `task_vector` holds anything but floats or layers that can be no stack
+      (`cqd_jax.trees.check_layers`), or `rank` is below 1.
   """
   check_float_leaves(task_vector, "task_vector")
+  check_layers(task_vector, "task_vector")
   if rank is not None and rank < 1:
     raise ValueError(f"rank: expected at least 1, got {rank}")
   decomposed = _decompose_in_turn(as_arrays(task_vector))
@@ -39,6 +53,7 @@ def factorize(task_vector: Params, *, rank: int | None = None) -> Params:
   return jax.tree.map(lambda svd: svd.first(rank), decomposed, is_leaf=lambda node: isinstance(node, MatrixSVD))
 
 
+@needs_frame("inner_product")
 def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> Params:
   """Scales each singular value of each matrix by its own random factor: U (S * w) V^T, w ~ Uniform[0, max_scale]^r.
 
@@ -54,20 +69,22 @@ def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> 
     Structure, shapes and dtypes of `task_vector`; decomposed in float32.
 
   Raises:
-    ValueError: if `task_vector` holds anything but floats, or `max_scale` is out of range.
+    ValueError: if `task_vector` holds anything but floats or layers that can be no stack
+      (`cqd_jax.trees.check_layers`), or `max_scale` is out of range.
 
   Reference: Kuroki et al. 2025, arXiv:2410.14735, section 3.4.
   """
   check_key(key)
   check_setting("max_scale", max_scale, low=0.0)
   check_float_leaves(task_vector, "task_vector")
+  check_layers(task_vector, "task_vector")
   task_vector = as_arrays(task_vector)
 
   def scale(leaf: jax.Array, svd: MatrixSVD | None, subkey: PRNGKey) -> jax.Array:
     if svd is None:
       return leaf
     factors = max_scale * _draw(subkey, svd.s.shape)
-    return _compose(svd, factors, leaf.dtype).astype(leaf.dtype)
+    return from_matrices(_compose(svd, factors, leaf.dtype), leaf).astype(leaf.dtype)
 
   structure: Any
   leaves, structure = jax.tree.flatten(task_vector)
@@ -76,6 +93,7 @@ def svd_mutation(key: PRNGKey, task_vector: Params, *, max_scale: ArrayLike) -> 
   return jax.tree.unflatten(structure, [scale(*each) for each in zip(leaves, decomposed, subkeys, strict=True)])
 
 
+@needs_frame("inner_product")
 def expert_svd_mutation(key: PRNGKey, task_vector: Params, expert_svd: Params, *, rate: ArrayLike) -> Params:
   """Adds a random part of an expert's task vector: + U diag(rate u * s) V^T, u ~ Uniform[0, 1]^r for each matrix.
 
@@ -107,7 +125,7 @@ def expert_svd_mutation(key: PRNGKey, task_vector: Params, expert_svd: Params, *
     if svd is None:
       return leaf
     shares = rate * _draw(subkey, svd.s.shape)
-    return (widen(leaf) + _compose(svd, shares, leaf.dtype)).astype(leaf.dtype)
+    return (widen(leaf) + from_matrices(_compose(svd, shares, leaf.dtype), leaf)).astype(leaf.dtype)
 
   leaves, structure = jax.tree.flatten(task_vector)
   subkeys = jax.tree.leaves(leaf_keys(key, task_vector))
@@ -115,8 +133,11 @@ def expert_svd_mutation(key: PRNGKey, task_vector: Params, expert_svd: Params, *
   return jax.tree.unflatten(structure, mutated)
 
 
+@needs_frame("linear")
 def gaussian_mutation(key: PRNGKey, task_vector: Params, *, std: ArrayLike) -> Params:
   """Adds independent noise from N(0, std^2) to every weight, vectors too.
+
+  In every space the noise is added to what an individual is stored as: on cores it stays in the span of the experts.
 
   Args:
     key: typed PRNG key; consumed.
@@ -142,6 +163,13 @@ def gaussian_mutation(key: PRNGKey, task_vector: Params, *, std: ArrayLike) -> P
   return jax.tree.map(add, task_vector, leaf_keys(key, task_vector))
 
 
+@needs_frame("linear")
+def no_mutation(key: PRNGKey, task_vector: Params) -> Params:
+  """The individual as it is."""
+  del key
+  return task_vector
+
+
 def _decompose_in_turn(task_vector: Params) -> Params:
   """The decompositions of all matrices, each begun when the one before is done; None for a leaf of vectors."""
   before: MatrixSVD | None = None
@@ -150,7 +178,7 @@ def _decompose_in_turn(task_vector: Params) -> Params:
     nonlocal before
     if not is_matrix(path, leaf):
       return None
-    wide = widen(leaf)
+    wide = widen(as_matrices(path, leaf))
     svd = MatrixSVD(*jnp.linalg.svd(wide if before is None else sequence_after(wide, before.s), full_matrices=False))
     before = svd
     return svd
@@ -171,7 +199,7 @@ def _draw(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
 
 def _compose(svd: MatrixSVD, factors: ArrayLike, dtype: Any) -> jax.Array:
   """U diag(factors * s) V^T, to the precision that leaves of `dtype` can hold."""
-  # An accelerator multiplies float32 in fewer bits unless told otherwise; bfloat16 leaves lose nothing by that.
+  # An accelerator multiplies float32 in fewer bits unless stated otherwise; bfloat16 leaves lose nothing by that.
   precision = None if jnp.finfo(dtype).bits < 32 else jax.lax.Precision.HIGHEST
   scaled = jnp.multiply(factors, svd.s)
   return jnp.matmul(svd.u * scaled[..., None, :], svd.vt, precision=precision)
@@ -196,7 +224,7 @@ def _matching_factors(task_vector: Params, expert_svd: Params) -> list[MatrixSVD
       return
     if not isinstance(svd, MatrixSVD):
       raise ValueError(f"{name}: expected a MatrixSVD for a leaf of matrices, got {type(svd).__name__}")
-    *stack, rows, columns = leaf.shape
+    *stack, rows, columns = matrix_shape(path, leaf)
     rank = svd.s.shape[-1] if svd.s.ndim else 0
     expected = ((*stack, rows, rank), (*stack, rank), (*stack, rank, columns))
     got = tuple(part.shape for part in svd)

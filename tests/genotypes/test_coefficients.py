@@ -86,6 +86,27 @@ def test_layers_that_are_not_stacked_are_told_by_their_numbers():
   assert groups.indices == (5, 0, 5, 1, 1, 2, 5, 3, 3, 4, 5)
 
 
+def test_a_kernel_of_a_convolution_is_one_matrix():
+  conv, stack = {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}, {"conv": {"kernel": jnp.ones((2, 3, 3, 4, 4))}}
+  groups = group_leaves({"Conv_0": conv, "Conv_1": conv, "layers": stack}, "kernel")
+  assert groups.names == (
+    "Conv_0/kernel",
+    "Conv_1/kernel",
+    "layers/conv/kernel[0]",
+    "layers/conv/kernel[1]",
+    "rest",
+  )
+  assert groups.indices == (4, 0, 4, 1, (2, 3))  # each bias before its kernel
+
+
+def test_layers_that_can_be_no_stack_are_refused_where_they_matter():
+  tree = {"layers": {"dense": {"kernel": jnp.ones((4, 6))}}}
+  for granularity in ("layer", "kernel"):
+    with pytest.raises(ValueError, match=r"params at layers/dense/kernel: .*rename the level"):
+      group_leaves(tree, granularity)
+  assert group_leaves(tree).names == ("model",)
+
+
 def test_without_vectors_there_is_no_rest():
   assert group_leaves({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}, "kernel").names == ("a", "b")
 

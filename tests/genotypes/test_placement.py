@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from core_cases import low_rank_experts, random_tree
 from jax.sharding import PartitionSpec
+from unet_cases import unet
 
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.genotypes.placement import basis_shardings, make_mesh
@@ -102,6 +103,17 @@ def test_where_each_array_goes():
   assert jax.tree.structure(jax.tree.map(lambda _: 0, shardings)) == jax.tree.structure(
     jax.tree.map(lambda _: 0, basis)
   )
+
+
+def test_where_a_convolution_goes():
+  """Its input channels are no block of its matrix's rows, so the basis of these is on every device."""
+  basis = CoreBasis.from_experts(unet(0), unet(1, lead=(2,)), rank=2)
+  shardings = basis_shardings(basis, make_mesh(devices=jax.devices()[:1]), row_parallel=("out",))
+  assert shardings.base["down_0"]["Conv_0"]["kernel"].spec == PartitionSpec(None, None, None, "model")
+  assert shardings.left["down_0"]["Conv_0"]["kernel"].spec == PartitionSpec(None, None)
+  assert shardings.right["down_0"]["Conv_0"]["kernel"].spec == PartitionSpec("model", None)
+  assert shardings.base["out"]["kernel"].spec == PartitionSpec(None, None, "model", None)
+  assert shardings.left["out"]["kernel"].spec == shardings.right["out"]["kernel"].spec == PartitionSpec(None, None)
 
 
 @pytest.mark.parametrize("axes", [{"population": 2}, {"model": 0}, {"population": 3, "model": 3}])

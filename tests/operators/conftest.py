@@ -31,6 +31,12 @@ def to_float64():
 
 
 @pytest.fixture
+def flat64():
+  """All entries of a tree as one float64 vector."""
+  return lambda tree: np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.fixture
 def check_close():
   """Compares a tree with float64 values: to float32 rounding, or to one rounding to a narrower dtype."""
 

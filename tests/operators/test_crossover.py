@@ -1,3 +1,5 @@
+"""Crossovers: what they add to the plain operators, which have tests of their own, and what they promise together."""
+
 import functools
 import operator
 
@@ -5,236 +7,196 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from qdax.core.emitters.mutation_operators import isoline_variation
 
-from cqd_jax.operators import apply_task_vector, linear_merge, merge_weights
+from cqd_jax.operators import (
+  Child,
+  dare_crossover,
+  frame_of,
+  line_crossover,
+  linear_crossover,
+  linear_merge,
+  slerp,
+  slerp_crossover,
+  ties,
+  ties_crossover,
+)
 
 DTYPES = [jnp.float32, jnp.bfloat16]
 
-
-def drawn_weights(key, tree, **settings):
-  """The weights w1, w2 that a key draws, at every entry: those of an all-ones parent beside a parent of zeros."""
-  ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), tree)
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)
-  free = jax.jit(functools.partial(linear_merge, key, normalize=False, **settings))
-  return free(ones, zeros), free(zeros, ones)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("granularity", "normalize"), [("model", True), ("layer", True), ("kernel", False)])
-def test_the_child_is_the_weighted_sum_of_its_parents(
-  make_tree, to_float64, check_close, dtype, granularity, normalize
-):
-  first, second, key = make_tree(0, dtype), make_tree(1, dtype), jax.random.key(3)
-  settings = {"std": 0.3, "mean": 0.9, "granularity": granularity}
-
-  def expected(a, b, w1, w2):
-    total = w1 + w2 if normalize else 1.0
-    return w1 / total * a + w2 / total * b
-
-  weights = [to_float64(tree) for tree in drawn_weights(key, first, **settings)]
-  child = jax.tree.map(expected, to_float64(first), to_float64(second), *weights)
-  merge = functools.partial(linear_merge, normalize=normalize, **settings)
-  check_close(jax.jit(merge)(key, first, second), child, dtype, scale=10.0)
+CROSSOVERS = {
+  "linear": (linear_crossover, "linear", {"weights": (2, 1)}),
+  "line": (line_crossover, "linear", {}),
+  "slerp": (slerp_crossover, "inner_product", {"t": (), "angle": ()}),
+  "ties": (ties_crossover, "elementwise", {"weights": (2, 1)}),
+  "dare": (dare_crossover, "elementwise", {"weights": (2, 1)}),
+}
 
 
-def test_one_pair_of_weights_a_model(make_tree):
-  for weights in drawn_weights(jax.random.key(0), make_tree(0), std=0.5):
-    values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(weights)])
-    assert len(np.unique(values)) == 1
-
-
-def test_one_pair_of_weights_a_layer(make_tree):
-  for weights in drawn_weights(jax.random.key(1), make_tree(0), std=0.5, granularity="layer"):
-    stacked = [leaf.reshape(3, -1) for leaf in jax.tree.leaves(weights["layers"])]
-    rows = [np.unique(np.concatenate([leaf[layer] for leaf in stacked])) for layer in range(3)]
-    rest = [
-      np.unique(np.concatenate([np.ravel(leaf) for leaf in weights[name].values()])) for name in ("blocks_1", "head")
-    ]
-    assert [len(values) for values in rows + rest] == [1] * 5  # the same in all leaves of a layer
-    assert len({float(values[0]) for values in rows + rest}) == 5  # and its own in each layer
-
-
-def test_one_pair_of_weights_a_kernel_of_each_layer(make_tree):
-  for weights in drawn_weights(jax.random.key(2), make_tree(0), std=0.5, granularity="kernel"):
-    parts = [part for leaf in jax.tree.leaves(weights["layers"]) for part in leaf]
-    parts += [leaf for name in ("blocks_1", "head") for leaf in weights[name].values()]
-    assert [len(np.unique(part)) for part in parts] == [1] * 9
-    assert len({float(np.ravel(part)[0]) for part in parts}) == 9
-
-
-def test_two_stacks_of_different_depth_have_layers_of_their_own():
-  tree = {"encoder": {"layers": {"w": jnp.ones((2, 3))}}, "decoder": {"layers": {"w": jnp.ones((4, 3))}}}
-  weights, _ = drawn_weights(jax.random.key(4), tree, std=0.5, granularity="layer")
-  assert len(np.unique(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(weights)]))) == 6
-
-
-@pytest.mark.parametrize("granularity", ["model", "kernel"])
-def test_the_weights_are_independent_normal_draws(granularity):
-  # 4000 keys: the mean has standard error 0.5 / 63 = 0.008, the standard deviation 0.0056, the correlation 0.016;
-  # each bound is 6 of them, so that a change of the generator breaks it once in 10^8 times.
-  tree = {"a_1": {"w": jnp.ones(1)}, "a_2": {"w": jnp.ones(1)}}
-  keys = jax.random.split(jax.random.key(5), 4000)
-  settings = {"std": 0.5, "mean": 2.0, "granularity": granularity}
-  first, second = jax.vmap(lambda key: drawn_weights(key, tree, **settings))(keys)
-  columns = [np.ravel(tree["a_1"]["w"]) for tree in (first, second)]
-  if granularity != "model":
-    columns.append(np.ravel(first["a_2"]["w"]))
-  for column in columns:
-    assert abs(np.mean(column) - 2.0) < 0.048
-    assert abs(np.std(column) - 0.5) < 0.034
-  correlations = np.corrcoef(columns)[np.triu_indices(len(columns), 1)]
-  assert np.max(np.abs(correlations)) < 0.096
+@pytest.fixture(params=CROSSOVERS)
+def case(request):
+  return CROSSOVERS[request.param]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_without_spread_the_child_is_exactly_the_mean(make_tree, to_float64, dtype):
-  first, second = make_tree(6, dtype), make_tree(7, dtype)
-  child = linear_merge(jax.random.key(0), first, second, std=0)
-  exact = jax.tree.map(lambda a, b: jnp.asarray((a + b) / 2, dtype), to_float64(first), to_float64(second))
-  jax.tree.map(np.testing.assert_array_equal, child, exact)
+def test_a_child_is_like_its_parents_and_its_note_is_float32(make_tree, case, dtype):
+  crossover, frame, shapes = case
+  first, second = make_tree(0, dtype), make_tree(1, dtype)
+  child = jax.jit(crossover)(jax.random.key(0), first, second)
+  assert isinstance(child, Child)
+  assert frame_of(crossover) == frame
+  assert jax.tree.structure(child.genotype) == jax.tree.structure(first)
+  for leaf, like in zip(jax.tree.leaves(child.genotype), jax.tree.leaves(first), strict=True):
+    assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
+  assert {name: value.shape for name, value in child.note.items()} == shapes
+  assert all(value.dtype == jnp.float32 for value in child.note.values())
 
 
-def test_a_task_vector_merged_with_itself_is_itself(make_tree, to_float64):
-  tree = make_tree(8)
-  merge = jax.jit(functools.partial(linear_merge, std=0.3, granularity="kernel"))
-  for index in range(5):
-    child = merge(jax.random.key(index), tree, tree)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), child, to_float64(tree))
-
-
-def test_the_merge_is_linear_in_the_parents(make_tree, to_float64, check_close):
-  a, b, c, d = (make_tree(seed) for seed in range(4))
-  merge = jax.jit(functools.partial(linear_merge, jax.random.key(9), std=0.4, granularity="layer"))
-  both = jax.tree.map(lambda x, y: x + 2 * y, to_float64(merge(a, b)), to_float64(merge(c, d)))
-  joined = merge(jax.tree.map(lambda x, y: x + 2 * y, a, c), jax.tree.map(lambda x, y: x + 2 * y, b, d))
-  check_close(joined, both, scale=10.0)
-
-
-def test_a_population_gets_one_child_a_key(make_tree):
-  first, second = make_tree(1, lead=(3,)), make_tree(2, lead=(3,))
-  keys = jax.random.split(jax.random.key(1), 3)
-  merge = jax.jit(functools.partial(linear_merge, granularity="kernel"))
-  stds = jnp.array([0.0, 0.1, 0.2])
-  children = jax.jit(jax.vmap(lambda key, a, b, std: merge(key, a, b, std=std)))(keys, first, second, stds)
+def test_a_population_gets_one_child_and_one_note_a_key(make_tree, case):
+  crossover, _, shapes = case
+  first, second, keys = make_tree(2, lead=(3,)), make_tree(3, lead=(3,)), jax.random.split(jax.random.key(1), 3)
+  children = jax.jit(jax.vmap(crossover))(keys, first, second)
+  alone = jax.jit(crossover)
+  assert {name: value.shape for name, value in children.note.items()} == {name: (3, *shapes[name]) for name in shapes}
   for i in range(3):
     pick = functools.partial(jax.tree.map, operator.itemgetter(i))
-    alone = merge(keys[i], pick(first), pick(second), std=float(stds[i]))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), pick(children), alone)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, pick(children), alone(keys[i], pick(first), pick(second)))
 
 
-def test_the_key_alone_decides(make_tree):
-  first, second = make_tree(3), make_tree(4)
-  merge = jax.jit(functools.partial(linear_merge, std=0.1))
-  one, same, other = (merge(jax.random.key(seed), first, second) for seed in (0, 0, 1))
+def test_the_key_alone_decides(make_tree, case):
+  crossover = jax.jit(case[0])
+  first, second = make_tree(4), make_tree(5)
+  one, same, other = (crossover(jax.random.key(seed), first, second).genotype for seed in (0, 0, 1))
   jax.tree.map(np.testing.assert_array_equal, one, same)
   assert not np.array_equal(one["head"]["kernel"], other["head"]["kernel"])
 
 
 @pytest.mark.parametrize(
-  ("first", "second", "expected"),
-  [
-    (1.0, 3.0, (0.25, 0.75)),
-    (-1.0, 3.0, (-0.5, 1.5)),
-    (1.0, -1.0, (0.5, 0.5)),
-    (0.0, 0.0, (0.5, 0.5)),
-    (1e-30, -1e-30, (0.5, 0.5)),
-    (1e-30, 3e-30, (0.25, 0.75)),
-    (1.0, -0.985, (0.5, 0.5)),  # 0.015 of 1.985 is less than a hundredth
-    (1.0, -0.975, (40.0, -39.0)),  # 0.025 of 1.975 is more
-  ],
-)
-def test_weights_that_cancel_are_halves(first, second, expected):
-  got = merge_weights(jnp.float32(first), jnp.float32(second))
-  np.testing.assert_allclose(np.array(got), expected, rtol=1e-5)
-
-
-def test_normalized_weights_sum_to_one_and_are_bounded():
-  drawn = jax.random.normal(jax.random.key(0), (2, 100_000))
-  first, second = merge_weights(drawn[0], drawn[1])
-  np.testing.assert_allclose(first + second, 1.0, atol=1e-5)
-  assert float(jnp.max(jnp.abs(first))) <= 50.51
-  assert float(jnp.max(jnp.abs(second))) <= 50.51
-
-
-def test_gradients_are_the_weights_and_stay_finite(make_tree, to_float64, check_close):
-  first, second, probe = make_tree(0), make_tree(1), make_tree(2)
-  key = jax.random.key(7)
-
-  def objective(a, b, std, mean):
-    child = apply_task_vector(probe, linear_merge(key, a, b, std=std, mean=mean, granularity="layer"))
-    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), child, probe)))
-
-  grads = jax.jit(jax.grad(objective, argnums=(0, 1, 2, 3)))(first, second, 0.3, 1.0)
-  assert np.isfinite(grads[2:]).all()
-  assert grads[2] != 0
-  weights = [to_float64(tree) for tree in drawn_weights(key, first, std=0.3, granularity="layer")]
-  expected = jax.tree.map(lambda w1, w2, c: w1 / (w1 + w2) * c, *weights, to_float64(probe))
-  check_close(grads[0], expected, scale=10.0)
-  for slope in jax.grad(lambda pair: sum(merge_weights(pair[0], pair[1])))(jnp.array([1.0, -1.0])):
-    assert slope == 0.0
-
-
-def test_bfloat16_parents_are_merged_without_float32_copies():
-  shapes = {"layers": {"mlp": {"kernel": (4, 2, 128, 256)}}, "head": {"kernel": (4, 256, 256)}}
-  tree = jax.tree.map(
-    lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16), shapes, is_leaf=lambda node: isinstance(node, tuple)
-  )
-  merge = jax.vmap(functools.partial(linear_merge, std=0.1, granularity="layer"))
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
-  memory = jax.jit(merge).lower(keys, tree, tree).compile().memory_analysis()
-  assert memory.temp_size_in_bytes < 4 * 65536 * 2 / 4  # a quarter of one leaf in its own dtype
-
-
-@pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"std": -0.1}, "std: expected a finite number of at least 0"),
-    ({"std": float("nan")}, "std: expected"),
-    ({"std": float("inf")}, "std: expected"),
-    ({"std": np.ones(2)}, "std: expected a scalar"),
-    ({"mean": float("inf")}, "mean: expected a finite number"),
-    ({"granularity": "leaf"}, "granularity: expected one of model, layer, kernel, got 'leaf'"),
-    ({"key": jax.random.split(jax.random.key(0), 2)}, "key: expected one key"),
     ({"key": jnp.zeros(2)}, "key: expected a key from jax.random.key"),
     ({"first": {"w": jnp.arange(3)}}, r"first\['w'\]: expected floats"),
     ({"second": {"w": jnp.ones(4)}}, r"second\['w'\]"),
     ({"second": {"w": jnp.ones(3), "b": jnp.ones(3)}}, "second: has"),
   ],
 )
-def test_arguments_that_do_not_fit_are_refused(changes, message):
-  arguments = {"key": jax.random.key(0), "first": {"w": jnp.ones(3)}, "second": {"w": jnp.ones(3)}, "std": 0.1}
+def test_parents_that_do_not_fit_are_refused(case, changes, message):
+  arguments = {"key": jax.random.key(0), "first": {"w": jnp.ones(3)}, "second": {"w": jnp.ones(3)}}
   with pytest.raises(ValueError, match=message):
-    linear_merge(**(arguments | changes))
+    case[0](**(arguments | changes))
 
 
-def test_leaves_of_one_stack_must_agree_on_the_number_of_layers():
-  tree = {"layers": {"a": {"w": jnp.ones((2, 3))}, "b": {"w": jnp.ones((4, 3))}}}
-  with pytest.raises(ValueError, match="first: expected 2 layers in all leaves under layers"):
-    linear_merge(jax.random.key(0), tree, tree, std=0.1, granularity="layer")
+@pytest.mark.parametrize(
+  ("crossover", "settings", "message"),
+  [
+    (linear_crossover, {"std": -0.1}, "std: expected a finite number of at least 0"),
+    (linear_crossover, {"granularity": "leaf"}, "granularity: expected one of"),
+    (line_crossover, {"iso_sigma": -0.1}, "iso_sigma: expected a finite number of at least 0"),
+    (slerp_crossover, {"mean": np.ones(2)}, "mean: expected a scalar"),
+    (slerp_crossover, {"std": -0.1}, "std: expected a finite number of at least 0"),
+    (ties_crossover, {"std": -0.1}, "std: expected a finite number of at least 0"),
+    (ties_crossover, {"density": 0.0}, r"density: expected a share in \(0, 1\], got 0.0"),
+    (dare_crossover, {"std": -0.1}, "std: expected a finite number of at least 0"),
+    (dare_crossover, {"drop_rate": 1.0}, r"drop_rate: expected a probability in \[0, 1\), got 1.0"),
+    (line_crossover, {"line_sigma": float("nan")}, "line_sigma: expected a finite number of at least 0"),
+  ],
+)
+def test_settings_out_of_range_are_refused(make_tree, crossover, settings, message):
+  with pytest.raises(ValueError, match=message):
+    crossover(jax.random.key(0), make_tree(0), make_tree(1), **settings)
 
 
-@pytest.mark.parametrize("granularity", ["model", "layer", "kernel"])
-def test_numpy_leaves_and_a_scalar_beside_the_layers_are_taken(granularity):
-  first = {"layers": {"gain": np.float32(1), "w": np.ones((2, 3, 3))}}
-  second = {"layers": {"gain": jnp.float32(3), "w": jnp.zeros((2, 3, 3))}}
-  child = linear_merge(jax.random.key(0), first, second, std=0, granularity=granularity)
-  assert float(child["layers"]["gain"]) == 2
-  np.testing.assert_array_equal(child["layers"]["w"], np.full((2, 3, 3), 0.5, np.float32))
+def test_the_linear_crossover_is_the_linear_merge(make_tree):
+  first, second = make_tree(6), make_tree(7)
+  settings = {"std": 0.4, "mean": 0.8, "granularity": "layer", "normalize": False}
+  child = linear_crossover(jax.random.key(2), first, second, **settings)
+  genotype, weights = linear_merge(jax.random.key(2), first, second, with_weights=True, **settings)
+  jax.tree.map(np.testing.assert_array_equal, child, Child(genotype, {"weights": weights}))
 
 
-@pytest.mark.parametrize(("granularity", "groups"), [("model", 1), ("layer", 5), ("kernel", 9)])
-def test_the_weights_that_are_told_are_those_that_were_used(make_tree, granularity, groups):
-  first, second = make_tree(0), make_tree(1)
-  settings = {"std": 0.5, "granularity": granularity}
-  plain = linear_merge(jax.random.key(5), first, second, **settings)
-  child, weights = jax.jit(functools.partial(linear_merge, with_weights=True, **settings))(
-    jax.random.key(5), first, second
-  )
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), child, plain)
-  assert weights.shape == (2, groups)
-  assert weights.dtype == jnp.float32
-  np.testing.assert_allclose(weights.sum(axis=0), 1, rtol=1e-5)
-  ones, zeros = jax.tree.map(jnp.ones_like, first), jax.tree.map(jnp.zeros_like, first)
-  used = linear_merge(jax.random.key(5), ones, zeros, **settings)  # the weight of the first parent at every entry
-  entries = np.unique(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(used)]))
-  np.testing.assert_allclose(entries, np.sort(weights[0]), rtol=1e-6)
+def test_the_line_crossover_is_qdaxs_variation_of_one_pair_to_the_bit(make_tree):
+  first, second = make_tree(8), make_tree(9)
+  settings = {"iso_sigma": 0.15, "line_sigma": 0.3}
+
+  def qdaxs(key, first, second):
+    pair = jax.tree.map(lambda leaf: leaf[None], (first, second))
+    return jax.tree.map(lambda leaf: leaf[0], isoline_variation(*pair, key, **settings))
+
+  ours = functools.partial(line_crossover, **settings)
+  for transform in (lambda function: function, jax.jit):
+    child = transform(ours)(jax.random.key(3), first, second)
+    jax.tree.map(np.testing.assert_array_equal, child.genotype, transform(qdaxs)(jax.random.key(3), first, second))
+
+
+def test_the_line_crossover_steps_along_the_line(make_tree, flat64):
+  first, second = make_tree(10, jnp.bfloat16), make_tree(11, jnp.bfloat16)
+  child = line_crossover(jax.random.key(4), first, second, iso_sigma=0.0, line_sigma=2.0).genotype
+  a, b, c = map(flat64, (first, second, child))
+  step = (c - a) @ (b - a) / ((b - a) @ (b - a))
+  assert step != 0
+  np.testing.assert_allclose(c, a + step * (b - a), rtol=2**-8, atol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_spherical_crossover_is_slerp_at_the_t_of_its_note(make_tree, flat64, dtype):
+  first, second = make_tree(12, dtype), make_tree(13, dtype)
+  child = slerp_crossover(jax.random.key(5), first, second)
+  jax.tree.map(np.testing.assert_array_equal, child.genotype, slerp(first, second, child.note["t"]))
+  a, b = flat64(first), flat64(second)
+  np.testing.assert_allclose(child.note["angle"], np.arccos(a @ b / np.sqrt(a @ a * (b @ b))), rtol=1e-5)
+
+
+def test_t_is_normal_and_without_spread_its_mean():
+  # 4000 keys: standard errors are 0.2 / 63 = 0.0032 of the mean and 0.0022 of the standard deviation; the bounds are 6
+  # of them, so that a change of the generator breaks one once in 10^8 times.
+  parents = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
+  crossover = functools.partial(slerp_crossover, mean=0.3)
+  keys = jax.random.split(jax.random.key(6), 4000)
+  t = np.asarray(jax.vmap(lambda key: crossover(key, *parents, std=0.2).note["t"])(keys))
+  assert abs(t.mean() - 0.3) < 0.019
+  assert abs(t.std() - 0.2) < 0.0134
+  assert float(crossover(keys[0], *parents, std=0).note["t"]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_ties_crossover_is_ties_with_the_weights_of_its_note(make_tree, dtype):
+  first, second = make_tree(14, dtype), make_tree(15, dtype)
+  child = ties_crossover(jax.random.key(7), first, second, density=0.3)
+  pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+  jax.tree.map(np.testing.assert_array_equal, child.genotype, ties(pair, child.note["weights"][:, 0], density=0.3))
+  assert child.note["weights"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dare_of_nothing_is_the_linear_merge_with_the_weights_of_the_note(make_tree, to_float64, check_close, dtype):
+  first, second = make_tree(16, dtype), make_tree(17, dtype)
+  child = dare_crossover(jax.random.key(8), first, second, drop_rate=0.0)
+  ours, theirs = np.asarray(child.note["weights"], np.float64)[:, 0]
+  expected = jax.tree.map(lambda a, b: ours * a + theirs * b, to_float64(first), to_float64(second))
+  check_close(child.genotype, expected, dtype, scale=10.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dare_drops_entries_of_each_parent_on_its_own(dtype):
+  # 20000 entries in four equally likely classes: each count has a standard deviation of 61; the bound is 6 of them, so
+  # that a change of the generator breaks it once in 10^8 times.
+  first, second = {"w": jnp.full(20_000, 1, dtype)}, {"w": jnp.full(20_000, 16, dtype)}
+  child = dare_crossover(jax.random.key(9), first, second)
+  ours, theirs = np.asarray(child.note["weights"], np.float64)[:, 0]
+  values = np.array([0.0, 2 * ours, 32 * theirs, 2 * ours + 32 * theirs])
+  distances = np.abs(np.asarray(child.genotype["w"], np.float64)[:, None] - values)
+  nearest = distances.argmin(axis=1)
+  assert (distances.min(axis=1) <= 0.51 * float(jnp.finfo(dtype).eps) * values[nearest]).all()
+  assert (np.abs(np.bincount(nearest, minlength=4) - 5000) < 6 * 61.3).all()
+
+
+@pytest.mark.parametrize(
+  "crossover",
+  [linear_crossover, slerp_crossover, functools.partial(ties_crossover, density=1.0)],
+  ids=["linear", "slerp", "ties"],
+)
+def test_the_child_of_equal_parents_is_their_equal(make_tree, to_float64, check_close, crossover):
+  tree = make_tree(18)
+  for index in range(5):
+    check_close(jax.jit(crossover)(jax.random.key(index), tree, tree).genotype, to_float64(tree), scale=10.0)

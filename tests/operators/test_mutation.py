@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from unet_cases import MATRICES as KERNELS
+from unet_cases import name, unet, written_as_matrices
 
 from cqd_jax.operators import expert_svd_mutation, factorize, gaussian_mutation, svd_mutation
 
@@ -213,6 +215,57 @@ def test_a_population_gets_one_child_a_key(make_tree, name):
 
 
 KEY, TREE = jax.random.key(0), {"w": np.ones((3, 2), np.float32), "b": np.ones(2, np.float32)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_of_convolutions_mutate_as_the_one_matrix_that_they_are(to_float64, dtype):
+  """The paper's and the reference's mutation against float64 NumPy on [kh * kw * in, out]."""
+  tree, expert, key = unet(0, dtype), unet(1, dtype), jax.random.key(0)
+  tolerance = 1e-4 if dtype == jnp.float32 else 2**-6
+  scaled = jax.jit(functools.partial(svd_mutation, max_scale=3.0))(key, tree)
+  added = jax.jit(lambda key, tree, expert: expert_svd_mutation(key, tree, factorize(expert), rate=0.5))(
+    key, tree, expert
+  )
+  before, after, grown, other = map(written_as_matrices, map(to_float64, (tree, scaled, added, expert)))
+  for (path, matrix), one, two, of_expert in zip(
+    jax.tree.leaves_with_path(before), *map(jax.tree.leaves, (after, grown, other)), strict=True
+  ):
+    if name(path) not in KERNELS:
+      np.testing.assert_array_equal(one, matrix)
+      np.testing.assert_array_equal(two, matrix)
+      continue
+    for change, origin, most in ((one, matrix, 3.0), (two - matrix, of_expert, 0.5)):
+      shares, beside = inner_shares(change, origin)
+      assert beside < tolerance, name(path)
+      assert len(np.unique(shares)) == min(matrix.shape)  # each singular value has its own
+      assert np.min(shares) > -5 * tolerance
+      assert np.max(shares) < most + 5 * tolerance
+  for child in (scaled, added):
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), child) == jax.tree.map(
+      lambda leaf: (leaf.shape, leaf.dtype), tree
+    )
+
+
+def test_kernels_of_convolutions_draw_what_their_matrices_draw():
+  tree, expert, key = unet(2), unet(3), jax.random.key(1)
+  matrices = written_as_matrices(tree)
+  same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+  same(written_as_matrices(svd_mutation(key, tree, max_scale=2.0)), svd_mutation(key, matrices, max_scale=2.0))
+  factors = factorize(expert)
+  same(factors, factorize(written_as_matrices(expert)))
+  same(
+    written_as_matrices(expert_svd_mutation(key, tree, factors, rate=0.3)),
+    expert_svd_mutation(key, matrices, factors, rate=0.3),
+  )
+  cut = factorize(expert, rank=2)["out"]["kernel"]
+  assert [part.shape for part in cut] == [(36, 2), (2,), (2, 2)]
+
+
+def test_layers_that_can_be_no_stack_are_refused():
+  tree = {"layers": {"dense": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}}}
+  for mutate in (factorize, functools.partial(svd_mutation, KEY, max_scale=2.0)):
+    with pytest.raises(ValueError, match=r"task_vector at layers/dense/kernel: .*rename the level"):
+      mutate(tree)
 
 
 def test_settings_out_of_range_are_refused():

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from unet_cases import unet
 
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.low_rank import LowRank
@@ -27,6 +28,12 @@ def test_what_is_read_is_what_was_written(tmp_path, dtype):
   jax.tree.map(np.testing.assert_array_equal, back, basis)
   assert back.fits() == basis.fits()
   assert back.ranks == basis.ranks
+
+
+def test_a_basis_of_convolutions_is_kept(tmp_path):
+  basis = CoreBasis.from_experts(unet(0), unet(1, lead=(2,)), rank=2)
+  save_basis(tmp_path / "basis.safetensors", basis)
+  jax.tree.map(np.testing.assert_array_equal, load_basis(tmp_path / "basis.safetensors", basis.base), basis)
 
 
 def test_a_basis_of_another_base_is_refused(tmp_path):
