@@ -20,21 +20,8 @@ from cqd_jax.checks import check_population
 from cqd_jax.low_rank import combine_shared, partition_shared
 from cqd_jax.models import decoder
 from cqd_jax.models.config import DecoderConfig
+from cqd_jax.models.prompts import PromptBucket, check_buckets
 from cqd_jax.types import Params
-
-
-class PromptBucket(NamedTuple):
-  """Prompts of about one length, padded to one static shape; a pytree of int32 arrays.
-
-  Attributes:
-    rows: `[b]` the prompts' places in the original order.
-    token_ids: `[b, T]` tokens, then padding.
-    lengths: `[b]` number of tokens, from 1 to T.
-  """
-
-  rows: Any
-  token_ids: Any
-  lengths: Any
 
 
 class _Prefilled(NamedTuple):
@@ -53,44 +40,6 @@ Both products of a step then run along the last axis of the cache, which is cont
 
 _Lift: TypeAlias = Callable[..., Callable[..., Any]]
 """What makes a function of one candidate into one of a group: `jax.vmap`, or nothing."""
-
-
-def bucket_prompts(
-  prompts: Sequence[Sequence[int] | np.ndarray], *, num_buckets: int, pad_id: int = 0, multiple_of: int = 4
-) -> list[PromptBucket]:
-  """Sorts prompts by length and parts them into buckets of equal size, each padded to its own longest prompt.
-
-  Short prompts then do not pay for long ones, neither in the prefill nor in the cache that each step reads. Each
-  bucket is compiled for itself.
-
-  Args:
-    prompts: B non-empty lists of token ids.
-    num_buckets: how many buckets at most; there are no empty ones.
-    pad_id: fills the rows; its value does not matter.
-    multiple_of: padded lengths are rounded up to a multiple of this, so that fewer shapes are compiled.
-
-  Returns:
-    Buckets of NumPy arrays, short prompts first.
-
-  Raises:
-    ValueError: if there is no prompt, a prompt is empty, or `num_buckets` or `multiple_of` is below 1.
-  """
-  for name, value in (("num_buckets", num_buckets), ("multiple_of", multiple_of)):
-    if value < 1:
-      raise ValueError(f"{name}: expected at least 1, got {value}")
-  if not prompts:
-    raise ValueError("prompts: expected at least one")
-  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-  if not lengths.all():
-    raise ValueError(f"prompts[{lengths.argmin()}]: expected at least one token, got an empty prompt")
-  buckets = []
-  for rows in np.array_split(np.argsort(lengths, kind="stable"), min(num_buckets, len(prompts))):
-    width = -(-int(lengths[rows].max()) // multiple_of) * multiple_of
-    token_ids = np.full((len(rows), width), pad_id, np.int32)
-    for row, prompt in zip(token_ids, rows, strict=True):
-      row[: lengths[prompt]] = prompts[prompt]
-    buckets.append(PromptBucket(rows.astype(np.int32), token_ids, lengths[rows]))
-  return buckets
 
 
 def greedy_decode(
@@ -123,7 +72,7 @@ def greedy_decode(
     ValueError: if shapes do not agree, a length is outside [1, T], or a setting is outside its range.
   """
   bucket = PromptBucket(np.arange(len(prompt_lengths), dtype=np.int32), prompt_tokens, prompt_lengths)
-  settings = _checked_settings(config, [bucket], max_new_tokens, end_ids, pad_id)
+  settings = _checked_settings(config, [bucket], None, max_new_tokens, end_ids, pad_id)
   return _greedy_decode(params, config, [bucket], *settings)
 
 
@@ -137,19 +86,22 @@ def decode_population(
   pad_id: int = 0,
   group_size: int = 1,
 ) -> tuple[Int[Array, "P B N"], Int[Array, "P B"]]:
-  """What `greedy_decode` gives, for P candidates on the same B prompts, in one compiled call.
+  """What `greedy_decode` gives, for P candidates on B prompts each, in one compiled call.
 
   Args:
     params: leaves `[P, ...]`: the candidates' weights. Where candidates share a base model (a matrix is a
-      `cqd_jax.low_rank.LowRankUpdate`, as `CoreBasis.apply` gives it) the core alone has the leading axis.
+      `cqd_jax.low_rank.LowRankUpdate`, as `CoreBasis.apply` gives it) only the core has the leading axis.
     config: the decoder, the same for all.
-    buckets: the prompts, e.g. of `bucket_prompts`; their `rows` are together 0 to B-1.
+    buckets: the prompts, e.g. of `bucket_prompts`, which all candidates continue; or of `bucket_population_prompts`, of
+      which candidate p continues the p-th. There may be some of both. Their `rows` are together 0 to B-1.
     max_new_tokens: N, static, at least 1.
     end_ids: ids any of which ends an answer.
     pad_id: what follows an end token in the result.
-    group_size: how many candidates are decoded side by side; divides P. Groups run one after the other. 1 is best
-      where one candidate's B rows fill the machine; more where steps wait for memory or launches, at `group_size` times
-      the memory of the cache. Candidates of one base read it once a group and step.
+    group_size: how many candidates at most are decoded side by side: P candidates are as few groups of equal size as
+      that allows, which run one after the other. Where P is no multiple of their size, the last one begins earlier, and
+      what it finds again is dropped. 1 is best where one candidate's B rows fill the machine; more where steps wait for
+      memory or launches, at `group_size` times the memory of the cache. Candidates of one base read it once a group and
+      step.
 
   Returns:
     Tokens `[P, B, N]` int32 and lengths `[P, B]` int32 as of `greedy_decode`, prompts in their original order.
@@ -159,32 +111,33 @@ def decode_population(
   """
   own, shared = partition_shared(params)
   size = check_population(own, "params")
-  if group_size < 1 or size % group_size:
-    raise ValueError(f"group_size: expected a divisor of the {size} candidates, got {group_size}")
-  settings = _checked_settings(config, buckets, max_new_tokens, end_ids, pad_id)
-  return _decode_population(own, shared, config, list(buckets), *settings, group_size)
+  if group_size < 1:
+    raise ValueError(f"group_size: expected at least 1, got {group_size}")
+  settings = _checked_settings(config, buckets, size, max_new_tokens, end_ids, pad_id)
+  return _decode_population(own, shared, config, list(buckets), *settings, even_group_size(size, group_size))
+
+
+def even_group_size(num_candidates: int, most: int) -> int:
+  """The size of the groups in which `decode_population` takes P candidates, at most `most` side by side."""
+  num_groups = max(-(-num_candidates // most), 1)
+  return max(-(-num_candidates // num_groups), 1)
 
 
 def _checked_settings(
-  config: DecoderConfig, buckets: Sequence[PromptBucket], max_new_tokens: int, end_ids: Sequence[int], pad_id: int
+  config: DecoderConfig,
+  buckets: Sequence[PromptBucket],
+  num_candidates: int | None,
+  max_new_tokens: int,
+  end_ids: Sequence[int],
+  pad_id: int,
 ) -> tuple[int, np.ndarray, np.ndarray]:
-  """The one static setting, and those that are arrays, lest they compile anew; raises as the public functions say."""
+  """The one static setting, and those that are arrays, lest they compile again; raises as the public functions say."""
   if max_new_tokens < 1:
     raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
   outside = [end_id for end_id in end_ids if not 0 <= end_id < config.vocab_size]
   if outside:
     raise ValueError(f"end_ids: expected ids in [0, {config.vocab_size}), got {outside}")
-  if not buckets:
-    raise ValueError("buckets: expected at least one")
-  for rows, token_ids, lengths in buckets:
-    if token_ids.ndim != 2 or lengths.shape != token_ids.shape[:1] or rows.shape != lengths.shape:
-      raise ValueError(f"prompts: expected tokens [B, T] and lengths [B], got {token_ids.shape} and {lengths.shape}")
-    if not isinstance(lengths, jax.core.Tracer) and not ((lengths >= 1) & (lengths <= token_ids.shape[1])).all():
-      raise ValueError(f"prompt_lengths: expected lengths in [1, {token_ids.shape[1]}], got {np.asarray(lengths)}")
-  if not any(isinstance(bucket.rows, jax.core.Tracer) for bucket in buckets):
-    rows = np.sort(np.concatenate([bucket.rows for bucket in buckets]))
-    if not np.array_equal(rows, np.arange(len(rows))):
-      raise ValueError(f"buckets: expected rows that are together 0 to {len(rows) - 1}, each once")
+  check_buckets(buckets, num_candidates)
   return max_new_tokens, np.array(end_ids, np.int32), np.array(pad_id, np.int32)
 
 
@@ -211,14 +164,44 @@ def _decode_population(
   pad_id: jax.Array,
   group_size: int,
 ) -> tuple[jax.Array, jax.Array]:
-  def decode(candidates: Params, lift: _Lift) -> tuple[jax.Array, jax.Array]:
-    return _decode_buckets(candidates, shared, config, buckets, max_new_tokens, end_ids, pad_id, lift)
+  def decode(candidates: tuple[Params, list[Any]], lift: _Lift) -> tuple[jax.Array, jax.Array]:
+    own, prompts = candidates
+    theirs = [
+      bucket if mine is None else PromptBucket(bucket.rows, *mine)
+      for bucket, mine in zip(buckets, prompts, strict=True)
+    ]
+    return _decode_buckets(own, shared, config, theirs, max_new_tokens, end_ids, pad_id, lift)
 
+  # None where all candidates have the same prompts, which then have no axis to be mapped over.
+  prompts = [(bucket.token_ids, bucket.lengths) if bucket.token_ids.ndim == 3 else None for bucket in buckets]
+  return _in_groups(decode, (own, prompts), group_size)
+
+
+def _in_groups(
+  decode: Callable[[Any, _Lift], tuple[jax.Array, jax.Array]], candidates: Any, group_size: int
+) -> tuple[jax.Array, jax.Array]:
+  """`decode(group, lift)` of one group of candidates after the other; leaves `[P, ...]` in and out."""
   if group_size == 1:
-    return jax.lax.map(lambda candidate: decode(candidate, _one), own)
-  grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, group_size, *leaf.shape[1:]), own)
-  tokens, lengths = jax.lax.map(lambda group: decode(group, jax.vmap), grouped)
-  return tokens.reshape(-1, *tokens.shape[2:]), lengths.reshape(-1, *lengths.shape[2:])
+    return jax.lax.map(lambda candidate: decode(candidate, _one), candidates)
+  size = jax.tree.leaves(candidates)[0].shape[0]
+  if size % group_size == 0:
+    grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, group_size, *leaf.shape[1:]), candidates)
+    tokens, lengths = jax.lax.map(lambda group: decode(group, jax.vmap), grouped)
+    return tokens.reshape(-1, *tokens.shape[2:]), lengths.reshape(-1, *lengths.shape[2:])
+
+  # Slices, which overlap: a population padded to whole groups would be a copy of all its weights.
+  def decode_from(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    group = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, group_size), candidates)
+    return decode(group, jax.vmap)
+
+  starts = np.minimum(np.arange(0, size, group_size, dtype=np.int32), size - group_size)
+  tokens, lengths = jax.lax.map(decode_from, starts)
+  again = -size % group_size  # how many of the last group have been decoded before
+
+  def join(part: jax.Array) -> jax.Array:
+    return jnp.concatenate([part[:-1].reshape(-1, *part.shape[2:]), part[-1, again:]])
+
+  return join(tokens), join(lengths)
 
 
 def _one(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
@@ -256,13 +239,14 @@ def _decode_bucket(
   lift: _Lift,
 ) -> tuple[jax.Array, jax.Array]:
   """Prefill and loop. Only what belongs to a candidate is lifted: the step count and the writing index are shared."""
-  width = bucket.token_ids.shape[1]
   token_ids, prompt_lengths = jnp.asarray(bucket.token_ids), jnp.asarray(bucket.lengths)
+  width = token_ids.shape[-1]
 
-  def prefill(own: Params) -> _Prefilled:
-    return _prefill(combine_shared(own, shared), token_ids, prompt_lengths, config=config, room=max_new_tokens - 1)
+  def prefill(own: Params, token_ids: jax.Array, lengths: jax.Array) -> _Prefilled:
+    return _prefill(combine_shared(own, shared), token_ids, lengths, config=config, room=max_new_tokens - 1)
 
-  prefilled = lift(prefill)(own)
+  axis = 0 if token_ids.ndim == 3 else None
+  prefilled = lift(prefill, in_axes=(0, axis, axis))(own, token_ids, prompt_lengths)
   own_layers = lift(functools.partial(_split_layers, config=config))(own["layers"])
   shared_layers = _split_layers(shared["layers"], config)
 

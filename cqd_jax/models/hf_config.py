@@ -42,7 +42,7 @@ _REPLACED = (
   "attention_bias",
   "mlp_bias",
 )
-"""Entries of a base model that are written anew or, where they do not apply, left out."""
+"""Entries of a base model that are written again or, where they do not apply, left out."""
 
 
 class UnsupportedModel(ValueError):

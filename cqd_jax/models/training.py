@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
   Attributes:
     token_ids: int32 tokens; 0 at padding.
-    segment_ids: int32, counted from 1 in each row; 0 at padding. Tokens see their own segment alone.
+    segment_ids: int32, counted from 1 in each row; 0 at padding. Tokens see only their own segment.
     positions: int32, counted from 0 in each segment.
     targets: int32, the token that follows in the segment; 0 where `loss_mask` is 0.
     loss_mask: float32, 1 where `targets` is a token to be learnt, else 0.
@@ -104,7 +104,7 @@ def loss(params: Params, config: DecoderConfig, batch: Batch) -> Float[Array, ""
 def make_optimizer(
   *, weight_decay: float = 0.01, b1: float = 0.9, b2: float = 0.999, max_norm: float = 1.0
 ) -> optax.GradientTransformation:
-  """AdamW without its learning rate, after clipping the gradient's global norm; decays what has two axes a layer.
+  """AdamW without its learning rate, after clipping the gradient's global norm; decays what has two axes per layer.
 
   Norm scales and biases are not decayed (Loshchilov & Hutter 2019, arXiv:1711.05101, leave the choice open).
   """

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from decoder_cases import CONFIGS, PLAIN, make_model, random_tokens
 
-from cqd_jax.models import bucket_prompts, decode_population, forward, greedy_decode
+from cqd_jax.models import (
+  PromptBucket,
+  bucket_population_prompts,
+  bucket_prompts,
+  decode_population,
+  forward,
+  greedy_decode,
+)
+from cqd_jax.models.decoding import even_group_size
 
 run = jax.jit(forward, static_argnums=1)
 
@@ -165,6 +173,53 @@ def test_a_population_decodes_as_its_members_do(name, group_size):
   assert len(np.unique(found)) > 2
 
 
+@pytest.mark.parametrize(("name", "group_size"), [("grouped", 1), ("everything", 2), ("plain", 4)])
+def test_candidates_continue_their_own_prompts(name, group_size):
+  config = CONFIGS[name]
+  members = [make_model(config, seed) for seed in range(4)]
+  population = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+  # Of each row the longest prompt is another candidate's.
+  own = [ragged(config, np.roll(LENGTHS, candidate), seed=10 * candidate) for candidate in range(4)]
+  buckets = bucket_population_prompts([prompts for prompts, _, _ in own], num_buckets=2)
+  settings = {"max_new_tokens": 7, "pad_id": 4}
+  free, _ = greedy_decode(members[0], config, *own[0][1:], end_ids=(), **settings)
+  end_ids = (int(free[0, 0]), int(free[1, 3]))
+  tokens, found = decode_population(population, config, buckets, end_ids=end_ids, group_size=group_size, **settings)
+  assert tokens.shape == (4, 5, 7)
+  for candidate, (_, padded, lengths) in enumerate(own):
+    expected, expected_lengths = greedy_decode(members[candidate], config, padded, lengths, end_ids=end_ids, **settings)
+    np.testing.assert_array_equal(tokens[candidate], expected)
+    np.testing.assert_array_equal(found[candidate], expected_lengths)
+  assert len(np.unique(found)) > 2
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_some_prompts_are_of_all_and_some_are_a_candidates_own(group_size):
+  params, config = countdown()
+  population = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params)
+  shared = PromptBucket(np.array([2, 0], np.int32), np.array([[9, 4], [3, 0]], np.int32), np.array([2, 1], np.int32))
+  own = PromptBucket(
+    np.array([1], np.int32),
+    np.array([[[5, 0, 0]], [[8, 2, 0]], [[8, 8, 7]]], np.int32),
+    np.array([[1], [2], [3]], np.int32),
+  )
+  tokens, lengths = decode_population(
+    population, config, [shared, own], max_new_tokens=3, end_ids=(0,), pad_id=22, group_size=group_size
+  )
+  for candidate, answer in enumerate(([4, 3, 2], [1, 0, 22], [6, 5, 4])):
+    np.testing.assert_array_equal(tokens[candidate], [[2, 1, 0], answer, [3, 2, 1]])
+  np.testing.assert_array_equal(lengths, [[2, 3, 3], [2, 1, 3], [2, 3, 3]])
+
+
+def test_own_prompts_inside_jit():
+  params, config = countdown()
+  population = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), params)
+  buckets = bucket_population_prompts([[[5, 3]], [[9]]], num_buckets=1)
+  decode = jax.jit(functools.partial(decode_population, config=config, max_new_tokens=2, end_ids=(0,)))
+  tokens, _ = decode(population, buckets=buckets)
+  np.testing.assert_array_equal(tokens, [[[2, 1]], [[8, 7]]])
+
+
 def test_a_population_that_ends_at_different_steps():
   slow, config = countdown()
   fast = jax.tree.map(jnp.copy, slow)
@@ -184,51 +239,55 @@ def test_a_population_that_ends_at_different_steps():
   np.testing.assert_array_equal(lengths, [[3, 1], [1, 0]])
 
 
+@pytest.mark.parametrize(
+  ("num_candidates", "most", "size"),
+  [(6, 1, 1), (6, 3, 3), (6, 6, 6), (6, 100, 6), (1, 4, 1), (5, 2, 2), (5, 3, 3), (5, 4, 3), (9, 8, 5), (7, 3, 3)],
+)
+def test_groups_are_as_few_and_as_even_as_may_be(num_candidates, most, size):
+  assert even_group_size(num_candidates, most) == size
+
+
+@pytest.mark.parametrize("group_size", [2, 4, 7])  # 2 + 2 + 1, 3 + 2, 5
+@pytest.mark.parametrize("own", [False, True], ids=["same prompts", "own prompts"])
+def test_any_number_of_candidates_is_decoded_in_groups_and_in_order(group_size, own):
+  """Candidate p says n - 1 - p after n, so that no two agree."""
+  params, config = countdown()
+  population = jax.tree.map(lambda leaf: jnp.stack([leaf] * 5), params)
+  population["head"]["kernel"] = jnp.stack([jnp.eye(23, k=-1 - p) for p in range(5)])
+  prompts = [[[20 + own * p % 3], [1, 11 - own * p]] for p in range(5)]
+  buckets = bucket_population_prompts(prompts, num_buckets=2) if own else bucket_prompts(prompts[0], num_buckets=2)
+  tokens, lengths = decode_population(
+    population, config, buckets, max_new_tokens=3, end_ids=(0,), pad_id=22, group_size=group_size
+  )
+  assert (tokens.shape, lengths.shape) == ((5, 2, 3), (5, 2))
+  for p, row in np.ndindex(5, 2):
+    expected = [prompts[p][row][-1] - step * (p + 1) for step in (1, 2, 3)]
+    # beyond 0 all tokens are equally likely, and the lowest is 0
+    expected = [max(token, 0) for token in expected]
+    length = expected.index(0) if 0 in expected else 3
+    expected[length + 1 :] = [22] * len(expected[length + 1 :])
+    assert tokens[p, row].tolist() == expected
+    assert lengths[p, row] == length
+
+
+@pytest.mark.usefixtures("optimized")
+def test_a_group_that_is_not_full_makes_no_copy_of_the_population():
+  config = dataclasses.replace(PLAIN, vocab_size=512, hidden_size=64, intermediate_size=256)
+  params = make_model(config)
+  population = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((9, *leaf.shape), leaf.dtype), params)
+  decode = functools.partial(decode_population, config=config, max_new_tokens=2, end_ids=(), group_size=2)
+  buckets = bucket_prompts([[1, 2]], num_buckets=1)
+  program = jax.jit(lambda params: decode(params, buckets=buckets)).lower(population).compile()
+  one = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  assert program.memory_analysis().temp_size_in_bytes < 5 * one  # the group, and its layers taken apart
+
+
 def test_decoding_works_inside_jit():
   params, config = countdown()
   decode = jax.jit(functools.partial(greedy_decode, config=config, max_new_tokens=3, end_ids=(0,)))
   tokens, lengths = decode(params, prompt_tokens=jnp.array([[5, 3]]), prompt_lengths=jnp.array([1]))
   np.testing.assert_array_equal(tokens, [[4, 3, 2]])
   np.testing.assert_array_equal(lengths, [3])
-
-
-def test_buckets_hold_every_prompt_once_and_are_sorted_by_length():
-  lengths = np.random.default_rng(0).integers(1, 40, 50)
-  prompts = [list(range(100 * row, 100 * row + length)) for row, length in enumerate(lengths)]
-  buckets = bucket_prompts(prompts, num_buckets=4, pad_id=-1, multiple_of=8)
-  assert [len(bucket.rows) for bucket in buckets] == [13, 13, 12, 12]
-  widths = [bucket.token_ids.shape[1] for bucket in buckets]
-  assert widths == sorted(widths)
-  assert all(width % 8 == 0 for width in widths)
-  seen = []
-  for rows, token_ids, found in buckets:
-    assert token_ids.shape[1] - found.max() < 8
-    for row, tokens, length in zip(rows, token_ids, found, strict=True):
-      assert tokens[:length].tolist() == prompts[row]
-      assert (tokens[length:] == -1).all()
-      seen.append(int(row))
-  assert sorted(seen) == list(range(50))
-  order = [len(prompts[row]) for row in seen]
-  assert order == sorted(order)
-
-
-def test_no_bucket_is_empty():
-  buckets = bucket_prompts([[1, 2, 3], [4]], num_buckets=5, multiple_of=1)
-  assert [bucket.token_ids.tolist() for bucket in buckets] == [[[4]], [[1, 2, 3]]]
-
-
-@pytest.mark.parametrize(
-  ("prompts", "settings", "named"),
-  [
-    ([], {}, "prompts"),
-    ([[1], []], {}, r"prompts\[1\]"),
-    ([[1]], {"num_buckets": 0}, "num_buckets"),
-    ([[1]], {"multiple_of": 0}, "multiple_of"),
-  ],
-)
-def test_buckets_refuse(prompts, settings, named):
-  with pytest.raises(ValueError, match=named):
-    bucket_prompts(prompts, **({"num_buckets": 1} | settings))
 
 
 @pytest.mark.parametrize(
@@ -256,9 +315,42 @@ def test_a_population_refuses_what_does_not_fit():
   population = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_model(PLAIN))
   buckets = bucket_prompts([[1], [2, 3]], num_buckets=2)
   settings = {"max_new_tokens": 2, "end_ids": (0,)}
-  with pytest.raises(ValueError, match="group_size"):
-    decode_population(population, PLAIN, buckets, group_size=2, **settings)
+  with pytest.raises(ValueError, match="group_size: expected at least 1, got 0"):
+    decode_population(population, PLAIN, buckets, group_size=0, **settings)
   with pytest.raises(ValueError, match="buckets"):
     decode_population(population, PLAIN, [], **settings)
   with pytest.raises(ValueError, match="rows"):
     decode_population(population, PLAIN, buckets[1:], **settings)
+
+
+@pytest.mark.parametrize(
+  ("shapes", "named"),
+  [
+    (((2,), (2, 2, 4), (2, 2)), r"prompts of buckets\[1\]: .* for each of 3 candidates.*got \(2, 2, 4\)"),
+    (((2,), (3, 2, 4), (2,)), r"prompts of buckets\[1\]"),
+    (((2,), (2, 4), (3, 2)), r"prompts of buckets\[1\]"),
+    (((3,), (3, 2, 4), (3, 2)), r"prompts of buckets\[1\].*got .* for \(3,\) rows"),
+    (((3, 2), (3, 2, 4), (3, 2)), r"prompts of buckets\[1\]"),
+    (((), (4,), ()), r"prompts of buckets\[1\]"),
+    (((2,), (1, 3, 2, 4), (1, 3, 2)), r"prompts of buckets\[1\]"),
+  ],
+)
+def test_buckets_of_other_shapes_are_refused(shapes, named):
+  population = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_model(PLAIN))
+  rows, token_ids, lengths = (np.ones(shape, np.int32) for shape in shapes)
+  buckets = [*bucket_prompts([[1]], num_buckets=1), PromptBucket(rows, token_ids, lengths)]
+  with pytest.raises(ValueError, match=named):
+    decode_population(population, PLAIN, buckets, max_new_tokens=2, end_ids=(0,))
+
+
+def test_own_prompts_that_do_not_fit_are_named():
+  population = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), make_model(PLAIN))
+  settings = {"max_new_tokens": 2, "end_ids": (0,)}
+  bucket = bucket_population_prompts([[[1, 2]], [[3]]], num_buckets=1)[0]
+  for length in (0, 5):
+    lengths = bucket.lengths.copy()
+    lengths[1, 0] = length
+    with pytest.raises(ValueError, match=r"prompt_lengths of buckets\[0\]: expected lengths in \[1, 4\]"):
+      decode_population(population, PLAIN, [bucket._replace(lengths=lengths)], **settings)
+  with pytest.raises(ValueError, match="rows"):
+    decode_population(population, PLAIN, [bucket, bucket], **settings)

@@ -7,7 +7,14 @@ import pytest
 from decoder_cases import CONFIGS, PLAIN, make_model, random_tokens
 
 from cqd_jax.genotypes import CoreBasis
-from cqd_jax.models import bucket_prompts, decode_population, forward, greedy_decode, unstack_layers
+from cqd_jax.models import (
+  bucket_population_prompts,
+  bucket_prompts,
+  decode_population,
+  forward,
+  greedy_decode,
+  unstack_layers,
+)
 
 
 def make_basis(config, dtype="float32", rank=2):
@@ -68,6 +75,23 @@ def test_decoding_agrees_with_the_materialized_models(name, group_size, unstacke
     return
   found = decode_population(params, config, buckets, group_size=group_size, **options)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 3])
+def test_candidates_of_one_base_continue_their_own_prompts(group_size):
+  config = CONFIGS["everything"]
+  basis = make_basis(config)
+  population = make_population(basis, 4)
+  prompts = [[random_tokens(config, 1 + (3 * row + p) % 5, seed=10 * p + row) for row in range(3)] for p in range(4)]
+  buckets = bucket_population_prompts(prompts, num_buckets=2)
+  options = {"max_new_tokens": 6, "end_ids": (0, 5)}
+  tokens, lengths = decode_population(basis.apply(population), config, buckets, group_size=group_size, **options)
+  written = jax.vmap(basis.materialize)(population)
+  for p, own in enumerate(prompts):
+    member = jax.tree.map(lambda leaf, p=p: leaf[p : p + 1], written)
+    expected = decode_population(member, config, bucket_prompts(own, num_buckets=1), **options)
+    np.testing.assert_array_equal(tokens[p : p + 1], expected[0])
+    np.testing.assert_array_equal(lengths[p : p + 1], expected[1])
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
