@@ -2,13 +2,16 @@
 
 import collections
 import contextlib
+import functools
 import json
 import os
+import queue
 import select
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from cqd_jax.sandbox.worker import FAILED, JOB, KILLED, READY, REPLY
 
@@ -16,6 +19,10 @@ IN_FLIGHT = 8
 """Jobs that a worker has at a time: enough that it never waits for the parent."""
 
 START_SECONDS = 120.0
+
+Started: TypeAlias = "queue.SimpleQueue[subprocess.Popen[bytes] | Exception]"
+Order: TypeAlias = tuple[Callable[[], subprocess.Popen[bytes]], Started]
+"""What starts a process, and where it is awaited."""
 
 
 class Reply(NamedTuple):
@@ -38,7 +45,7 @@ class Worker:
     self.since = 0.0
     self._outgoing = bytearray()
     self._incoming = bytearray()
-    self._process = subprocess.Popen(
+    self._process = _started(
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -134,6 +141,37 @@ class Worker:
     self._process.wait()
     if self._process.stderr:
       self._process.stderr.close()
+
+
+def _started(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+  """As `subprocess.Popen`, by a thread that lives as long as this process.
+
+  To the kernel the parent is the thread: bubblewrap's --die-with-parent would end a worker with the thread that
+  happened to need it first.
+  """
+  done: Started = queue.SimpleQueue()
+  _orders(os.getpid()).put((lambda: subprocess.Popen(command, **options), done))
+  process = done.get()
+  if isinstance(process, Exception):
+    raise process
+  return process
+
+
+@functools.cache
+def _orders(pid: int) -> "queue.SimpleQueue[Order]":
+  """Where the starting thread of this process waits for what it is to start; a forked process has one of its own."""
+  orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+
+  def serve() -> None:
+    while True:
+      start, done = orders.get()
+      try:
+        done.put(start())
+      except Exception as error:
+        done.put(error)
+
+  threading.Thread(target=serve, name="sandbox-starter", daemon=True).start()
+  return orders
 
 
 def wait(workers: Sequence[Worker], seconds: float) -> None:

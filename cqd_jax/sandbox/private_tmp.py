@@ -1,4 +1,4 @@
-"""The /tmp that jobs find in the sandbox. Sent to the worker as text: the standard library alone.
+"""The /tmp that jobs find in the sandbox. Sent to the worker as text: only the standard library.
 
 A new file system for every job would cost milliseconds once it has files in it. So one that a job left as it found it
 serves the next. That is judged here, where no job reaches, and only when nothing that a job started is alive.
@@ -29,7 +29,7 @@ def _call(function: str, *arguments: Any) -> None:
 
 
 def _look(path: str) -> tuple[int, ...]:
-  """What tells of any change to a file. Every change sets the time of it (`st_ctime`), which no owner can set back.
+  """What shows any change to a file. Every change sets the time of it (`st_ctime`), which no owner can set back.
 
   There are two exceptions: writing through memory shared with the file, which the filter of system calls refuses, and
   reserving space. The rest counts while the clock of changes has not ticked yet.

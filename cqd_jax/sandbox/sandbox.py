@@ -117,7 +117,7 @@ class Sandbox:
       harnesses: trusted code that executes the answers; names are unique.
       limits: of each job; the defaults of `Limits` if None.
       workers: how many jobs are executed at a time; as many as there are usable CPUs if None.
-      unsafe: where nothing isolates, execute nonetheless, with limits alone: an answer can then read and write
+      unsafe: where nothing isolates, execute nonetheless, with limits only: an answer can then read and write
         whatever the caller can. Where something isolates, it is used.
 
     Raises:
@@ -128,9 +128,7 @@ class Sandbox:
     self._indices = {harness.name: index for index, harness in enumerate(harnesses)}
     if len(self._indices) != len(harnesses):
       raise ValueError(f"harnesses: expected unique names, got {[harness.name for harness in harnesses]}")
-    count = _usable_cpus() if workers is None else workers
-    if count < 1:
-      raise ValueError(f"workers: expected workers >= 1, got {workers}")
+    count = worker_count(workers)
     mode, reason = _find_mode()
     if mode == "none" and not unsafe:
       raise SandboxUnavailable(f"{reason} (To execute answers WITHOUT isolation: --unsafe.)")
@@ -231,6 +229,27 @@ class Sandbox:
       self._workers.pop().close()
 
 
+def installed() -> bool:
+  """Whether the program that isolates is there; whether it works, `probe` tries out."""
+  return shutil.which("bwrap") is not None
+
+
+def usable_cpus() -> int:
+  """How many CPUs this process may use, which is fewer than there are where it is bound to some."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(workers: int | None) -> int:
+  """How many workers to start; None: one for each usable CPU.
+
+  Raises:
+    ValueError: if that is none.
+  """
+  if workers is not None and workers < 1:
+    raise ValueError(f"workers: expected workers >= 1, got {workers}")
+  return usable_cpus() if workers is None else workers
+
+
 def probe() -> str | None:
   """Returns why nothing on this machine isolates, in a sentence or two for a person; None where isolation works.
 
@@ -261,10 +280,6 @@ def _decode(body: bytes) -> JSON:
 
 def _refuse_constant(name: str) -> None:
   raise ValueError(f"{name} in it")
-
-
-def _usable_cpus() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(mode: str, harnesses: Sequence[Mapping[str, Any]], limits: Limits) -> Worker:

@@ -1,6 +1,6 @@
 """The program that runs inside the sandbox: executes one untrusted answer after another, each in a child of its own.
 
-It needs the standard library alone and imports nothing of cqd_jax, so it runs wherever an interpreter is. The parent
+It needs only the standard library and imports nothing of cqd_jax, so it runs wherever an interpreter is. The parent
 (`cqd_jax.sandbox.pool`) writes framed messages to its stdin and reads one framed reply a message from its stdout:
 
   first message   JSON of the settings and harnesses      reply   READY, or FAILED with a traceback
@@ -140,7 +140,7 @@ class NamespaceJail:
   def start(self) -> int:
     """Forks; returns the child's id, or 0 in the child, which is process 1 of a new process namespace.
 
-    The next child alone is to be in the new namespace: going back to one's own lets `unshare` be called again.
+    Only the next child is to be in the new namespace: going back to one's own lets `unshare` be called again.
     """
     _call("unshare", CLONE_NEWPID)
     child = os.fork()
@@ -197,7 +197,7 @@ class UnisolatedJail:
 
   def end(self, child: int) -> tuple[int, Any]:
     """Kills the process group, removes the folder; returns the child's wait status and usage."""
-    # No `setsid` yet means no such group: the child alone is there to kill.
+    # No `setsid` yet means no such group: only the child is there to kill.
     with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(child, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):

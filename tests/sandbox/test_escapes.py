@@ -276,6 +276,7 @@ def test_answers_share_no_memory(sandbox):
   assert [execute(sandbox, leave), execute(sandbox, look)] == [Outcome("ok", 0), Outcome("ok", [False, False])]
 
 
+@pytest.mark.soak
 def test_same_as_an_ordinary_user(tmp_path):
   if AS_USER in os.environ or os.geteuid() != 0:
     assert os.geteuid() != 0  # this very run is that of an ordinary user

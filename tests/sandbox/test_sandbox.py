@@ -4,8 +4,10 @@ import dataclasses
 import math
 import os
 import stat
+import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -82,7 +84,7 @@ class TestOutcomes:
       ("x = 'a' * 1001", "overflow", "1003 bytes"),
       ("x = 'a' * 50000000", "overflow", "50000002 bytes"),
       ("def f(): return f()\nf()", "error", "RecursionError"),
-      ("import sys\nsys.setrecursionlimit(10**9)\nx = 0\nfor _ in range(10**6): x = [x]\nrepr(x)", "killed", "ended"),
+      ("import sys\nsys.setrecursionlimit(10**9)\nx = 0\nfor _ in range(200000): x = [x]\nrepr(x)", "killed", "ended"),
       ("1 / 0", "error", "ZeroDivisionError: division by zero"),
       ("x = ", "error", "SyntaxError"),
       ("class E(Exception):\n  def __str__(self): return 1\nraise E", "error", "cannot be shown"),
@@ -139,6 +141,18 @@ class TestSharing:
       before = opened.run([Job("clock", index) for index in range(5)])
       assert opened.run([Job("clock", 4)])[0] == before[4]
       assert opened.run([Job("clock", 0)])[0] != before[0]
+
+  def test_workers_outlive_the_thread_that_started_them(self):
+    """Bubblewrap's --die-with-parent means the thread; a worker that dies is replaced, for a new process identity."""
+    opened = []
+    thread = threading.Thread(target=lambda: opened.append(Sandbox([ECHO], workers=1)))
+    thread.start()
+    thread.join()
+    with opened[0] as sandbox:
+      (worker,) = sandbox._workers
+      time.sleep(0.3)
+      assert sandbox.run([Job("echo", 1)]) == [Outcome("ok", 1)]
+      assert sandbox._workers == [worker]
 
   def test_threads_take_turns(self, sandbox):
     results = {}
@@ -283,6 +297,23 @@ def test_sick_workers_are_replaced_and_their_jobs_tried_once_more(tmp_path):
   expected[7] = Reply(KILLED, b"the worker did not answer twice over it")
   assert replies == expected
   assert len(started) == 2 + 2 + 2 + 1
+
+
+PINNED = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.cpu_count = lambda: 64
+from cqd_jax.sandbox.sandbox import Sandbox, usable_cpus
+from cqd_jax.tasks.execution import Harness
+with Sandbox([Harness("echo", "def run(payload):\\n  return payload")], unsafe=True) as sandbox:
+  print(usable_cpus(), len(sandbox._workers))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not bind processes to CPUs")
+def test_a_process_bound_to_one_cpu_starts_one_worker():
+  done = subprocess.run([sys.executable, "-c", PINNED], capture_output=True, text=True, check=True)
+  assert done.stdout.split() == ["1", "1"]
 
 
 def test_spare_users_exist_and_differ():
