@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from cqd_jax.hub.patterns import UnsupportedPattern, compile_pattern
 from cqd_jax.hub.tensor_files import DamagedWeights, Reader, Tensor, find_tensors
 from cqd_jax.low_rank import LowRank
 from cqd_jax.models.hf_config import UnsupportedModel
@@ -87,7 +88,7 @@ class AdapterFolder:
     folder: where it is.
     content: of `adapter_config.json`.
     modules: by the name of the module in the base model.
-    replaced: tensors of the base model that the adapter has anew, as biases, by the name in the base model.
+    replaced: tensors of the base model that are new in the adapter, as biases, by the name in the base model.
   """
 
   folder: Path
@@ -140,7 +141,7 @@ def open_adapter(folder: Path, wanted: Mapping[TreePath, Placement], *, tied: bo
     tied: whether the base model's head is its embedding.
 
   Raises:
-    UnsupportedModel: naming the kind of adapter or the setting that is not supported.
+    UnsupportedModel: naming the kind of adapter, the setting or the pattern that is not supported.
     DamagedWeights: naming file and tensor: missing, one too many, of another shape, a pickle.
     ValueError: naming the setting that cannot be.
   """
@@ -268,14 +269,15 @@ def _of_pattern(content: Mapping[str, Any], name: str, module: str, default: Any
   if not isinstance(patterns, Mapping):
     raise ValueError(f"{source}: {name}: expected values by pattern, got {patterns!r}")
   for pattern, value in patterns.items():
+    shown = repr(pattern) if len(pattern) <= 80 else f"{pattern[:80]!r}..."
     try:
       if _compiled(pattern).match(module):
         return value
+    except UnsupportedPattern as error:
+      raise UnsupportedModel(f"{source}: {name}: the pattern {shown} is not supported ({error})") from error
     except (re.error, OverflowError, RecursionError) as error:
-      raise ValueError(f"{source}: {name}: {pattern!r} is no pattern ({error})") from error
+      raise ValueError(f"{source}: {name}: {shown} is no pattern ({error})") from error
   return default
 
 
-@functools.cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-  return re.compile(rf"(.*\.)?({pattern})$")
+_compiled = functools.cache(compile_pattern)
