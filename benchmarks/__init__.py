@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks --help`; how to write one is told in `benchmarks.harness`."""
+"""Benchmarks: `python -m benchmarks --help`; how to write one is in `benchmarks.harness`."""

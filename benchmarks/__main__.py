@@ -27,15 +27,15 @@ Figures go to standard output as one line of JSON a measurement (or to the file 
 progress and the final table go to standard error.
 
   python -m benchmarks                      everything, full sizes
-  python -m benchmarks operators            the module benchmarks/bench_operators.py alone
+  python -m benchmarks operators            only the module benchmarks/bench_operators.py
   python -m benchmarks --quick              tiny sizes: does it run? (the figures mean nothing)
   python -m benchmarks --json figures.jsonl operators
-  python -m benchmarks memory --help        no timing: the memory of a swarm of any model, from shapes alone
+  python -m benchmarks memory --help        no timing: the memory of a swarm of any model, from shapes only
 
 Reading the table: `run` is the median of a run, compilation apart. `of ceiling` is the least time that this machine's
 own copy bandwidth (or matmul rate), measured in the same rounds, would allow, over the time taken: 1.00 cannot be
 beaten by much. `x peer` is how many times faster than the peer, timed alternately on the same arrays. On a shared
-machine trust the last two, not the seconds. benchmarks/harness.py tells how to write a module.
+machine trust the last two, not the seconds. benchmarks/harness.py says how to write a module.
 """
 
 
@@ -135,7 +135,7 @@ def _sink(path: Path | None) -> Iterator[TextIO]:
 
 
 def _labels(labels: Mapping[str, str | int | float]) -> str:
-  """Texts alone, numbers with their names."""
+  """Only texts, numbers with their names."""
   parts = (value if isinstance(value, str) else f"{key}={value:.4g}" for key, value in labels.items())
   return " ".join(parts)
 

@@ -1,7 +1,7 @@
 """Insertion into the archives: K archives over one pool against K repertoires of QDax, on the same batches.
 
 Both sides run inside one compiled loop with donated buffers, as in `lax.scan`, so it is the insertion that is timed and
-not the dispatch. The peer holds K MapElitesRepertoires, one a task; "one archive" gives QDax the benefit of doing a
+not the dispatch. The peer holds K MapElitesRepertoires, one per task; "one archive" gives QDax the benefit of doing a
 K-th of the work. An individual is a vector of 32 float32.
 """
 

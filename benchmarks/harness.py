@@ -38,7 +38,7 @@ def cases(quick: bool) -> list[Case]:
 
 Count by hand what the function MUST move (each input read once, each output written once) and compute (a
 multiply-add is 2 FLOPs), not what it happens to do: waste then shows as a small fraction. A case without counts gets
-times alone.
+only times.
 
 The ceiling of memory is an elementwise float32 pass that rewrites a large buffer in place; that of arithmetic is one
 square matrix product in the case's `matmul_dtype`. On a CPU the page faults of a freshly allocated output can cost more

@@ -1,4 +1,4 @@
-"""`python -m benchmarks memory`: from shapes alone, what evolving a swarm in core space needs of device memory."""
+"""`python -m benchmarks memory`: from shapes only, what evolving a swarm in core space needs of device memory."""
 
 import argparse
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
   """Prints the table."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks memory",
-    description="From shapes alone: the memory of evolving a swarm in core space, and the devices that it needs.",
+    description="From shapes only: the memory of evolving a swarm in core space, and the devices that it needs.",
     epilog="example: python -m benchmarks memory --model llama3-8b --rank 16 --elites 675",
   )
   parser.add_argument("--model", choices=MODELS, default="llama3-8b")

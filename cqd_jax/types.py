@@ -17,7 +17,7 @@ Metrics: TypeAlias = dict[str, jax.Array]
 """Figures of one iteration by name."""
 
 ExtraScores: TypeAlias = dict[str, Any]
-"""What a scoring function tells beside the K task scores; leaves `[P, ...]`."""
+"""What a scoring function reports beside the K task scores; leaves `[P, ...]`."""
 
 ArrayField: TypeAlias = Any
 """An array in a pytree class. JAX puts other things there while it traces and lowers, so no shape is enforced."""

@@ -17,9 +17,9 @@ from typing import Any
 from rich.table import Table
 
 from cqd_jax.cli.main import in_words, make_console
-from cqd_jax.config.settings import ExperimentSettings, changed_settings, load_settings, parse_settings
-from cqd_jax.run.experiment import resume_experiment, run_experiment
-from cqd_jax.run.seeds import markdown, table, with_error
+from cqd_jax.config.settings import ExperimentSettings, load_settings
+from cqd_jax.run.seeds import run_or_resume, table, with_error
+from cqd_jax.store.markdown import markdown_table
 
 HERE = Path(__file__).parent
 
@@ -38,25 +38,12 @@ def run(settings: ExperimentSettings, seeds: Sequence[int]) -> None:
   console = make_console()
   results = []
   for seed in seeds:
-    seeded = dataclasses.replace(settings, seed=seed)
-    begun = find_run(seeded)
-    result = resume_experiment(begun, console) if begun else run_experiment(seeded, console)
+    result = run_or_resume(dataclasses.replace(settings, seed=seed), console)
     results.append(json.loads((result.run_dir / "scores.json").read_text(encoding="utf-8")))
   console.print(seeds_table(results))
   path = settings.runs_dir / f"{settings.name}-{len(results)}-seeds.md"
   path.write_text(seeds_markdown(results), encoding="utf-8")
   console.print(f"Written to {path}", highlight=False)
-
-
-def find_run(settings: ExperimentSettings) -> Path | None:
-  """A run directory of the same settings, a finished one if there is one."""
-  found = []
-  for facts in sorted(settings.runs_dir.glob(f"{settings.name}-seed-{settings.seed}*/run.json")):
-    begun = parse_settings(json.loads(facts.read_text(encoding="utf-8"))["settings"], str(facts))
-    if not changed_settings(begun, settings):
-      found.append(facts.parent)
-  finished = [path for path in found if (path / "scores.json").is_file()]
-  return (finished or found or [None])[0]
 
 
 def figures(results: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, list[list[float]]]]]:
@@ -84,7 +71,7 @@ def seeds_table(results: list[dict[str, Any]]) -> Table:
 def seeds_markdown(results: list[dict[str, Any]]) -> str:
   """For a README."""
   columns, methods = figures(results)
-  return markdown(["model", *columns], [[name, *map(with_error, values)] for name, values in methods])
+  return markdown_table(["model", *columns], [[name, *map(with_error, values)] for name, values in methods])
 
 
 if __name__ == "__main__":

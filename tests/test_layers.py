@@ -43,6 +43,7 @@ SIDEWAYS = {
   ("report", "store"),
   ("hub", "store"),
   ("hub", "terminal"),
+  ("engines", "hub"),
 }
 
 

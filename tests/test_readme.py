@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from cqd_jax.config.plugs import Plug
 from cqd_jax.config.settings import check_settings, parse_settings
 from cqd_jax.operators import linear_merge
 
@@ -56,7 +57,8 @@ def test_the_experiment_that_it_shows_is_one(pytestconfig):
   (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
   settings = parse_settings(yaml.safe_load(shown), "README.md")
   check_settings(settings, 3)
-  assert settings.evolution.share_base
+  assert settings.evolution.genotype == Plug("core", {"rank": 64, "share_base": True})
+  assert settings.max_new_tokens == 512  # the preset of real models
 
 
 def test_pictures_and_files_that_it_names_exist(pytestconfig):

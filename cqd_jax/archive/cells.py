@@ -8,8 +8,8 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
@@ -78,7 +78,9 @@ class Grid:
       if not np.float32(low) < np.float32(high):
         raise ValueError(f"upper[{task}]: expected more than lower[{task}] = {low} in float32, got {high}")
     if max(self.num_cells) > MAX_GRID_CELLS:
-      raise ValueError(f"shape: an archive of {max(self.num_cells)} cells is over {MAX_GRID_CELLS}; use Centroids.cvt")
+      raise ValueError(
+        f"shape: an archive of {max(self.num_cells)} cells is over {MAX_GRID_CELLS}; use Centroids.cvt (cells: cvt)"
+      )
 
   @classmethod
   def from_experts(
@@ -96,7 +98,7 @@ class Grid:
 
     Args:
       scores: finite scores of E experts on K tasks.
-      shape: cells a dimension, one number for all or K of them.
+      shape: cells per dimension, one number for all or K of them.
       low: factor for the worst score, at most 1.
       high: factor for the best score, at least 1.
 
@@ -197,7 +199,7 @@ class Centroids(flax.struct.PyTreeNode):
 
     Args:
       key: typed PRNG key; consumed.
-      num_cells: N, cells an archive.
+      num_cells: N, cells per archive.
       lower: K lower bounds.
       upper: K upper bounds.
       num_samples: points given to k-means; 50 a cell by default.
@@ -239,6 +241,20 @@ class Centroids(flax.struct.PyTreeNode):
 
 
 Cells = Grid | Centroids
+
+
+def cells_to_json(cells: Cells) -> dict[str, Any]:
+  """What `cells_from_json` reads, in JSON's types."""
+  if isinstance(cells, Grid):
+    return {"kind": "grid", "lower": cells.lower, "upper": cells.upper, "shape": cells.shape}
+  return {"kind": "centroids", "points": np.asarray(cells.points).tolist()}
+
+
+def cells_from_json(content: Mapping[str, Any]) -> Cells:
+  """Cells as `cells_to_json` wrote them. Raises ValueError, KeyError or TypeError where they are damaged."""
+  if content["kind"] == "grid":
+    return Grid(content["lower"], content["upper"], content["shape"])
+  return Centroids(points=jnp.asarray(content["points"], jnp.float32))
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """The repertoire of CycleQD: K archives over one pool of individuals.
 
 An individual that is elite in several archives is stored once. The pool has `capacity` slots, each with a genotype,
-its K scores and its lineage; an archive is a row of slot numbers, one a cell. An insertion touches only what the batch
-touches: its cost grows with the batch, never with the number of cells or slots.
+its K scores and its lineage; an archive is a row of slot numbers, one per cell. An insertion touches only what the
+batch touches: its cost grows with the batch, never with the number of cells or slots.
 """
 
 import functools
@@ -100,7 +100,7 @@ class CyclingRepertoire(Repertoire):
     """A repertoire with an initial population.
 
     Args:
-      genotypes: leaves `[P, ...]`; with P = 0 they only tell the shapes.
+      genotypes: leaves `[P, ...]`; with P = 0 they only give the shapes.
       scores: finite scores on the K tasks; a row with NaN or inf is refused and counted.
       cells: a `Grid` or `Centroids` over K tasks.
       extra_scores: leaves `[P, ...]`; these keys are kept for every individual from now on.
@@ -115,7 +115,7 @@ class CyclingRepertoire(Repertoire):
     population = check_population(genotypes, "genotypes")
     if scores.ndim != 2 or scores.shape != (population, cells.num_tasks):
       raise ValueError(
-        f"scores: expected shape ({population}, {cells.num_tasks}), one row an individual and one column a task of "
+        f"scores: expected shape ({population}, {cells.num_tasks}), one row per individual and one column per task of "
         f"cells, got {scores.shape}"
       )
     check_num_tasks(cells.num_tasks, "cells")
@@ -195,7 +195,7 @@ class CyclingRepertoire(Repertoire):
   def reserve(self, num_slots: int) -> "CyclingRepertoire":
     """A repertoire with room for a batch of `num_slots`, whatever it holds; on the host, never while tracing.
 
-    Returns `self` where there is room; else one with at least twice the slots (at most one a cell of all archives).
+    Returns `self` where there is room; else one with at least twice the slots (at most one per cell of all archives).
     """
     most = sum(self.cells.num_cells)
     if self.capacity >= most or int(self.num_free) >= num_slots:

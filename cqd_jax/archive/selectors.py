@@ -33,6 +33,14 @@ def elite_sampling(
   P_j is proportional to the product over all K scores of `low + norm(score_j) * (high - low)`, `norm` being min-max
   over the elites now in the archive. A score in which all elites are equal does not tell them apart.
 
+  Args:
+    fitnesses: `[N]` of the elites.
+    descriptors: `[N, D]` of the elites.
+    bins: not used.
+    occupied: `[N]`, which cells have one.
+    low: factor of the worst score.
+    high: factor of the best score.
+
   Reference: Kuroki et al. 2025, arXiv:2410.14735, section 3 (low 0.5, high 0.8).
   """
   del bins

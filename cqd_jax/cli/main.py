@@ -18,6 +18,8 @@ import tyro
 from rich.console import Console
 
 import cqd_jax
+from cqd_jax.cli.origin import own_origin
+from cqd_jax.cli.plug_options import split_plug_options, with_plug_options
 from cqd_jax.config.settings import ConfigError, ExperimentSettings, load_settings, setting_names
 from cqd_jax.terminal.interrupt import Stopped
 
@@ -25,8 +27,9 @@ EXAMPLES = """\
 from three experts to a report:
   cqd evolve experiments/skills.yaml                     the miniature experiment, a few minutes on 2 cores
   cqd evolve experiments/skills.yaml --seed 1            another seed
-  cqd evolve experiments/skills.yaml --evolution.children 400 --evolution.mutation svd
+  cqd evolve experiments/skills.yaml --evolution.mutation svd --evolution.mutation.max-scale 2
   cqd evolve --help                                      every setting with its default
+  cqd plugs                                              operators, methods, genotypes, ... with their settings
 
 your own models, in folders of Hugging Face (whole models or LoRA adapters):
   cqd inspect BASE EXPERT EXPERT EXPERT                  do they fit, how do they differ, what rank holds them
@@ -47,6 +50,8 @@ what it left behind (runs/skills-seed-0 as an example, finished or not):
 CONFIGURED = ("evolve", "train")
 """Commands that take a configuration file and every setting as an option."""
 
+HINT = "CQD_TRACEBACK=1 shows the whole traceback"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the command; returns the exit code: 0, 2 for what a user can mend, 1 for the unforeseen, 130 if stopped."""
@@ -65,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def in_words(action: Callable[[], object]) -> int:
   """Runs an action; what goes wrong is one line on standard error, and an exit code as `main` returns it.
 
-  With CQD_TRACEBACK set, errors are raised as they are.
+  What began in a file of the user's own, as a task, is named with file and line. With CQD_TRACEBACK set, errors are
+  raised as they are.
   """
-  # What Orbax leaves unread when a disk is full is told once, in words; for good, since it is found at the very end.
+  # What Orbax leaves unread when a disk is full is reported once, in words; for good, as it is found at the very end.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   try:
     with _plain_words():
@@ -75,11 +81,6 @@ def in_words(action: Callable[[], object]) -> int:
   except BrokenPipeError:  # who reads the output has seen enough, as `| head` does
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-  except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
-    if os.environ.get("CQD_TRACEBACK"):
-      raise
-    print(f"cqd: {error}", file=sys.stderr)
-    return 2
   except Stopped as stopped:
     print(f"cqd: {stopped}", file=sys.stderr)
     return 130
@@ -89,9 +90,25 @@ def in_words(action: Callable[[], object]) -> int:
   except Exception as error:
     if os.environ.get("CQD_TRACEBACK"):
       raise
-    print(f"cqd: unexpected {type(error).__name__}: {error} (CQD_TRACEBACK=1 tells where)", file=sys.stderr)
-    return 1
+    text, code = _explained(error)
+    print(f"cqd: {text}", file=sys.stderr)
+    return code
   return 0
+
+
+EXPECTED = (ValueError, OSError, RuntimeError, sqlite3.Error)
+"""What the package raises, with words for a user, about what a user can mend."""
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+  """What is said of an error, and the exit code."""
+  origin = own_origin(error)
+  if origin is not None and origin.error is error:
+    return f"{origin} ({HINT})", 1
+  text, code = (f"{error}", 2) if isinstance(error, EXPECTED) else (f"unexpected {type(error).__name__}: {error}", 1)
+  if origin is not None:
+    return f"{text}; it began at {origin} ({HINT})", code
+  return (text, code) if code == 2 else (f"{text} ({HINT})", code)
 
 
 @contextlib.contextmanager
@@ -126,6 +143,15 @@ def _make_parser() -> argparse.ArgumentParser:
   commands.add_parser(
     "evolve", help="train or load the experts, evolve, compare, and write a run directory", add_help=False
   )
+  plugs = commands.add_parser(
+    "plugs",
+    help="list what a configuration can name, with settings and defaults",
+    description="List what a configuration can name, with settings and defaults; package.module:function names yours.",
+    epilog=PLUGS,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  plugs.add_argument("kind", nargs="?", help="only plugs of this kind, as crossover")
+  plugs.set_defaults(run=_plugs)
   inspect = commands.add_parser(
     "inspect",
     help="look at experts before they are merged",
@@ -165,7 +191,7 @@ def _make_parser() -> argparse.ArgumentParser:
   export.add_argument(
     "--elites",
     default="best",
-    help="all; best: of each archive; none: the best of all alone; or identities as 3,17 (default: best)",
+    help="all; best: of each archive; none: only the best of all; or identities as 3,17 (default: best)",
   )
   export.add_argument("--rank", type=int, help="peft: of every module (default: the smallest that is exact)")
   export.add_argument(
@@ -210,13 +236,18 @@ Nothing is loaded whole: matrices are read one by one, and adapters are never mu
 """
 
 EXPORT = """\
-OUT gets a folder a model, swarm.json that maps each to its scores and cells, and a README.md with the commands that
-serve them. An adapter is exact unless --rank is smaller than needed; the error is then told. Adapters with changed
+OUT gets one folder per model, swarm.json that maps each to its scores and cells, and a README.md with the commands that
+serve them. An adapter is exact unless --rank is smaller than needed; the error is then reported. Adapters with changed
 norms or biases are for peft; vLLM, and cqd itself, take those without (--drop-vectors).
 
   cqd export runs/skills-seed-0 merged                                      the best of each archive, and the aggregate
   cqd export runs/skills-seed-0 swarm --format peft --elites all            a whole swarm for one server
   cqd export runs/skills-seed-0 swarm --format peft --rank 16 --drop-vectors
+"""
+
+PLUGS = """\
+  cqd plugs crossover
+  cqd evolve experiments/skills.yaml --evolution.crossover slerp --evolution.crossover.std 0.2
 """
 
 REPORT = """\
@@ -233,7 +264,7 @@ def _configured(command: str, arguments: list[str]) -> None:
   dry = command == "evolve" and "--dry-run" in arguments
   arguments = [argument for argument in arguments if not (dry and argument == "--dry-run")]
   has_file = bool(arguments) and not arguments[0].startswith("-")
-  default = load_settings(Path(arguments[0])) if has_file else ExperimentSettings()
+  default = load_settings(Path(arguments[0]), _deciding(arguments)) if has_file else ExperimentSettings()
   if not has_file and not {"-h", "--help"} & set(arguments):
     raise ConfigError(f"{command}: expected a configuration file, as in: cqd {command} experiments/skills.yaml")
   settings = _override(command, default, arguments[1:] if has_file else arguments)
@@ -252,8 +283,24 @@ def _configured(command: str, arguments: list[str]) -> None:
     run_experiment(settings, make_console())
 
 
+def _deciding(options: Sequence[str]) -> dict[str, str]:
+  """The options on which the preset depends, which has to be known before the file's settings are put on top of it."""
+  given = {}
+  for option, following in zip(options, [*options[1:], ""], strict=True):
+    name, equals, value = option.partition("=")
+    if name in ("--preset", "--base") and (value := value if equals else following) != "None":
+      given[name.removeprefix("--")] = value
+  return given
+
+
 def _override(command: str, default: ExperimentSettings, options: list[str]) -> ExperimentSettings:
   """The settings with what the options say in place of the file's; a mistake is one line, as everywhere."""
+  options, own = split_plug_options(options)
+  settings = _override_fields(command, default, options)
+  return with_plug_options(settings, own)
+
+
+def _override_fields(command: str, default: ExperimentSettings, options: list[str]) -> ExperimentSettings:
   box = io.StringIO()
   try:
     with contextlib.redirect_stderr(box):
@@ -264,7 +311,9 @@ def _override(command: str, default: ExperimentSettings, options: list[str]) -> 
         prog=f"cqd {command} CONFIG.yaml",
         description="Settings come from CONFIG.yaml; options override them by their dotted names.\n\n"
         f"example: cqd {command} experiments/skills.yaml --seed 1 --evolution.children 400"
-        + ("\n\n--dry-run: check files and shapes, tell memory and work, and end." if command == "evolve" else ""),
+        + (
+          "\n\n--dry-run: check files and shapes, report memory, disk and work, and end." if command == "evolve" else ""
+        ),
         return_unknown_args=True,
       )
   except SystemExit as stop:
@@ -289,6 +338,12 @@ def _first_paragraph(box: str) -> str:
 def _is_rule(line: str) -> bool:
   """Whether a line is one; the upper edge of a frame may hold the title."""
   return line.rstrip("╮╯+").endswith(("──", "--"))
+
+
+def _plugs(arguments: argparse.Namespace) -> None:
+  from cqd_jax.cli.plugs_table import show_plugs
+
+  show_plugs(arguments.kind, make_console())
 
 
 def _resume(arguments: argparse.Namespace) -> None:

@@ -3,12 +3,16 @@
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from tyro.constructors import PrimitiveConstructorSpec
+
+from cqd_jax.config.plugs import Plug
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -17,19 +21,54 @@ class ConfigError(ValueError):
   """A configuration that cannot be used; its text is for the user."""
 
 
+def _plug_from_text(text: str) -> Plug:
+  try:
+    return Plug.parse(yaml.safe_load(text))
+  except yaml.YAMLError as error:
+    raise ValueError(f"expected a name, or {{use: NAME, ...}}, got {text!r}") from error
+
+
+def _plug_as_text(plug: Plug | None) -> str:
+  if plug is None:
+    return "None"
+  return yaml.safe_dump(plug.dump(), default_flow_style=True, sort_keys=False, width=1000).strip().removesuffix("\n...")
+
+
+ON_COMMAND_LINE = PrimitiveConstructorSpec(
+  nargs=1,
+  metavar="NAME",
+  instance_from_str=lambda words: _plug_from_text(words[0]),
+  is_instance=lambda value: isinstance(value, Plug),
+  str_from_instance=lambda plug: [_plug_as_text(plug)],
+)
+"""A plug as an option: `--evolution.mutation svd`, `--evolution.mutation "{use: svd, max_scale: 2}"`, or setting by
+setting: `--evolution.mutation.max-scale 2`."""
+
+OPTIONAL_ON_COMMAND_LINE = PrimitiveConstructorSpec(
+  nargs=1,
+  metavar="NAME|None",
+  instance_from_str=lambda words: None if words[0] == "None" else _plug_from_text(words[0]),
+  is_instance=lambda value: value is None or isinstance(value, Plug),
+  str_from_instance=lambda plug: [_plug_as_text(plug)],
+)
+
+PlugSetting = Annotated[Plug, ON_COMMAND_LINE]
+OptionalPlugSetting = Annotated[Plug | None, OPTIONAL_ON_COMMAND_LINE]
+
+
 @dataclass(frozen=True, config=STRICT)
 class TaskSettings:
-  """Which tasks there are, and how many questions of each."""
+  """Which tasks there are, and how many questions each has."""
 
-  names: tuple[str, ...] = ("coding", "database", "os")
-  """The K tasks, an archive each: coding, database, os; or your own as package.module:function, a function that is
-  called with `sizes` (questions a split) and `seed` and returns a task (see cqd_jax.tasks.task)."""
+  names: tuple[PlugSetting, ...] = (Plug("coding"), Plug("database"), Plug("os"))
+  """The K tasks, one archive each: coding, database, os; or your own as package.module:function, a function that is
+  called with `sizes` (questions per split) and `seed` and returns a task (see cqd_jax.tasks.task and .episode)."""
   train: int = 3000
-  """Examples a task to train on."""
+  """Training examples per task."""
   validation: int = 100
-  """Questions a task that evolution is scored on."""
+  """Questions per task that every method is scored on while it searches."""
   test: int = 300
-  """Questions a task that only the final table is scored on."""
+  """Questions per task that only the final table is scored on."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -37,9 +76,9 @@ class TrainingSettings:
   """How the miniature base model and its experts are trained (AdamW, packed rows, loss on answers only)."""
 
   rows: int = 16
-  """Packed rows a batch."""
+  """Packed rows per batch."""
   row_length: int = 96
-  """Tokens a row."""
+  """Tokens per row."""
   base_learning_rate: float = 4e-3
   """Peak for the base, which learns the mixture of all tasks."""
   base_schedule_steps: int = 240
@@ -50,96 +89,50 @@ class TrainingSettings:
   expert_steps: int = 80
   """Steps for each expert, on its own task."""
   expert_learning_rates: tuple[float, ...] = (5e-4, 1.2e-3, 4e-4)
-  """Peak for each expert: coding, database, os."""
+  """Peak for each expert, in the order of the tasks."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class EvolutionSettings:
-  """CycleQD itself."""
+  """CycleQD, the method whose archives the report shows. Its plugs: cqd plugs."""
 
   children: int = 200
-  """Children scored in all, which is also what each baseline search may score."""
+  """Children scored in all, which is also what each other method may score."""
   batch_size: int = 4
-  """Children an iteration."""
-  schedule: Literal["cycle", "round_robin", "fixed"] = "cycle"
-  """Where parents come from: the paper's cycle, round_robin as the reference's workers, or fixed."""
+  """Children per iteration."""
+  schedule: PlugSetting = Plug("cycle")
+  """Where parents come from: cycle (the paper), round_robin (the reference's workers), fixed."""
   flip_interval: int = 1
   """Iterations until the schedule moves on."""
-  genotype: Literal["dense", "core", "coefficients"] = "dense"
-  """What an individual is stored as: all weights of its task vector; small cores in bases that the experts share, where
-  children are made a thousand times faster; or merge coefficients [experts, groups]."""
-  rank: int = 16
-  """core, coefficients: rank to which the experts' task vectors are truncated; 0: not."""
-  share_base: bool = False
-  """core, coefficients: decode with the base's weights shared by all candidates (see candidates_per_batch) instead of
-  writing each candidate's out. Saves their memory; faster where reading weights is what takes the time."""
-  cells: int = 15
-  """Cells a dimension of each archive."""
-  selection: Literal["elite", "reference_elite", "uniform"] = "elite"
-  """How parents are sampled: the paper's elite sampling, the reference code's variant, or uniformly."""
-  merge_mean: float = 1.0
-  """Mean of the two merge weights; matters only if they are not normalized."""
-  merge_std: float = 0.03
-  """Standard deviation of the two merge weights."""
-  merge_granularity: Literal["model", "layer", "kernel"] = "model"
-  """What shares one pair of merge weights; the paper: the model."""
-  merge_normalize: bool = True
-  """Whether merge weights are divided by their sum (the paper)."""
-  mutation: Literal["none", "gaussian", "svd", "expert_svd"] = "expert_svd"
-  """svd: the paper's, factors on the child's singular values; expert_svd: the reference code's, adds part of the
-  expert of the active task."""
-  mutation_size: float = 0.3
-  """gaussian: standard deviation; svd: upper end of the factors; expert_svd: rate."""
-  coefficient_granularity: Literal["model", "layer", "kernel"] = "kernel"
-  """coefficients: what shares one coefficient of each expert."""
-  coefficient_starts: tuple[float, ...] = (0.4, 0.55, 0.7)
-  """coefficients: beside the experts evolution begins with all coefficients equal to each of these."""
-  iso_sigma: float = 0.15
-  """coefficients: a child is a parent plus noise of this standard deviation on each coefficient..."""
-  line_sigma: float = 0.3
-  """... plus the step to the other parent, times a normal number of this standard deviation. merge_* and mutation* do
-  not matter to coefficients."""
+  genotype: PlugSetting = Plug("dense")
+  """What an individual is stored as: dense, all weights of its task vector; core, small cores in bases that the experts
+  share, where children are made a thousand times faster; coefficients, merge coefficients [experts, groups]."""
+  cells: PlugSetting = Plug("from_experts")
+  """How archives are cut into cells: from_experts (the paper's grid of 15 per dimension), grid, cvt."""
+  selection: PlugSetting = Plug("elite")
+  """How parents are sampled: elite (the paper), reference_elite (the reference code), uniform."""
+  crossover: OptionalPlugSetting = None
+  """How two parents become a child: linear (the paper), slerp, ties, dare, line. Not given: linear, std 0.03; or line
+  where individuals are coefficients."""
+  mutation: OptionalPlugSetting = None
+  """What happens to a child then: expert_svd (the reference code: adds part of the expert of the active task), svd (the
+  paper: factors on the child's singular values), gaussian, none. Not given: expert_svd, rate 0.3; or none where
+  individuals are coefficients."""
 
-  @property
-  def variation(self) -> str:
-    """What happens to a child beside the merge of its parents, in words; "" for nothing."""
-    if self.genotype == "coefficients":
-      return f"iso {self.iso_sigma:g}, line {self.line_sigma:g}"
-    return "" if self.mutation == "none" else f"{self.mutation} {self.mutation_size:g}"
+  def as_method(self) -> Plug:
+    """The same as a method of the comparison."""
+    settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "children"}
+    return Plug("cycleqd", {name: value for name, value in settings.items() if value is not None})
 
 
 @dataclass(frozen=True, config=STRICT)
 class MeshSettings:
-  """The devices that evolution runs on, population x model of them. Only rounding depends on it."""
+  """The devices to run on, population x model of them. Only rounding depends on it; a run may resume on another."""
 
   population: int = 1
-  """Into how many parts the children of a batch are divided; divides evolution.batch_size."""
+  """Into how many parts the candidates decoded together are divided; divides engine's candidates_per_batch."""
   model: int = 1
-  """Into how many parts the base's weights are divided; more than 1 needs evolution.share_base."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class BaselineSettings:
-  """What evolution is compared with. Searches may score as many candidates as evolution."""
-
-  scales: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-  """Scales of task arithmetic that are tried on validation; none: without task arithmetic."""
-  random_search: bool = True
-  """Random merge weights per model, uniform in [0, 1]."""
-  cma_es_model: bool = True
-  """CMA-ES over one weight an expert."""
-  cma_es_kernel: bool = True
-  """CMA-ES over one weight an expert and kernel."""
-  batch_size: int = 8
-  """Candidates a generation of CMA-ES."""
-  start: float = 0.5
-  """Where CMA-ES starts: every weight."""
-  step_size: float = 0.15
-  """Initial step size of CMA-ES."""
-  nsga2_model: bool = False
-  """NSGA-II over one weight an expert, each task an objective of its own."""
-  nsga2_population: int = 24
-  """Population of NSGA-II."""
+  """Into how many parts the base's weights are divided; more than 1 needs a genotype with share_base."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -153,12 +146,23 @@ class OutputSettings:
   tensorboard: bool = True
   """Metrics of each iteration for TensorBoard, in RUN_DIR/tensorboard."""
   wandb_project: str = ""
-  """Metrics of each iteration to this project of Weights & Biases (pip install 'cqd_jax[wandb]'); empty: not."""
+  """Metrics of each iteration to this project of Weights & Biases (pip install 'cqd_jax[wandb]'); empty: none."""
   elites: Literal["all", "best", "none"] = "all"
   """Which elites become model folders: all, the best one of each archive, or none. The best of all and the aggregate
   always do."""
+  form: Literal["whole", "adapters"] = "whole"
+  """What those folders hold: whole models, or LoRA adapters of the base."""
   samples: int = 8
-  """Test questions a task whose answers are shown in the report."""
+  """Test questions per task whose answers are shown in the report."""
+
+
+DEFAULT_METHODS: tuple[Plug, ...] = (
+  Plug("task_arithmetic", {"name": "task arithmetic, tuned scale"}),
+  Plug("random_search", {"name": "random search, per model"}),
+  Plug("cma_es", {"name": "CMA-ES, per model"}),
+  Plug("cma_es", {"name": "CMA-ES, per kernel", "genotype": {"use": "coefficients", "granularity": "kernel"}}),
+)
+"""What evolution is compared with in the miniature experiment."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -167,48 +171,61 @@ class ExperimentSettings:
 
   name: str = "skills"
   """Names the run directory."""
+  preset: Literal["miniature", "llm"] = "miniature"
+  """Which defaults stand for what is not given. miniature: experts trained here, a comparison of five methods. llm:
+  answers of up to 512 tokens, core space, no other methods, elites as adapters. Not given: llm where a base is."""
   seed: int = 0
-  """Of everything: data order, training, evolution, baselines."""
+  """Of everything: data order, training, every method."""
   runs_dir: Path = Path("runs")
   """Run directories go here: NAME-seed-SEED, with a number behind it where that is taken; nothing is overwritten."""
   run_dir: Path | None = None
-  """The run directory, if its name is to be yours; refused where it exists."""
+  """The run directory, to choose its name yourself; refused where it exists."""
   base: Path | None = None
   """Folder of a base model in the format of Hugging Face (Llama, Mistral, Qwen2, Qwen3). Not given: a miniature base
   and its experts are trained."""
   experts: tuple[Path, ...] = ()
-  """Folders of the base's experts, one a task, in the order of tasks.names: whole models or PEFT LoRA adapters."""
+  """Folders of the base's experts: whole models or PEFT LoRA adapters. They need not be as many as the tasks."""
   cache_dir: Path = Path("cache")
-  """Trained experts are kept here by their settings, and reused."""
-  candidates_per_batch: int = 1
-  """How many candidates are decoded together. One at a time is fastest on a CPU, for models that fit its cache; more
-  pay on an accelerator, and with evolution.share_base."""
-  prompt_buckets: int = 6
-  """Into how many buckets of like length the questions are parted, so that short ones do not pay for long ones."""
+  """Trained experts, and compiled programs, are kept here and reused."""
   max_new_tokens: int = 30
-  """Tokens an answer may have."""
+  """Tokens that an answer may have."""
   workers: int = 0
-  """Sandbox workers; 0: one a core."""
+  """Sandbox workers; 0: one per usable core."""
   unsafe: bool = False
   """Execute answers WITHOUT isolation where bubblewrap does not work: only for models that you trust."""
   swarm_sizes: tuple[int, ...] = (3, 8)
-  """For how many members to tell the share of test prompts that at least one of them solves."""
+  """For how many members to report the share of test questions that at least one of them solves."""
   tasks: TaskSettings = dataclasses.field(default_factory=TaskSettings)
-  """Number of questions."""
+  """Tasks and numbers of questions."""
   training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
   """Base and experts."""
+  engine: PlugSetting = Plug("local")
+  """Who produces answers: local, the decoder in this process, with candidates_per_batch and prompt_buckets."""
   evolution: EvolutionSettings = dataclasses.field(default_factory=EvolutionSettings)
   """CycleQD."""
+  methods: tuple[PlugSetting, ...] = DEFAULT_METHODS
+  """What evolution is compared with, each scoring as many candidates: a list of plugs (cqd plugs); `name:` in one names
+  its row."""
   mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
   """Devices."""
-  baselines: BaselineSettings = dataclasses.field(default_factory=BaselineSettings)
-  """What it is compared with."""
   output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
   """What a run leaves behind."""
 
 
-RESUME_MAY_CHANGE = ("runs_dir", "cache_dir", "run_dir", "workers", "unsafe", "output")
-"""Settings that do not change what is computed, so that a run may be resumed with others."""
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+  "miniature": {},
+  "llm": {
+    "max_new_tokens": 512,
+    "engine": {"use": "local", "candidates_per_batch": 4, "prompt_buckets": 16},
+    "evolution": {"genotype": {"use": "core", "rank": 64, "share_base": True}},
+    "methods": [],
+    "output": {"elites": "best", "form": "adapters", "checkpoint_every": 10},
+  },
+}
+"""Defaults by name, as a file would give them, where they differ from those of the classes."""
+
+RESUME_MAY_CHANGE = ("runs_dir", "cache_dir", "run_dir", "workers", "unsafe", "output", "mesh")
+"""Settings that change no result (the mesh: only rounding), so that a run may resume with others."""
 
 
 def changed_settings(before: ExperimentSettings, now: ExperimentSettings) -> dict[str, tuple[Any, Any]]:
@@ -222,8 +239,6 @@ def changed_settings(before: ExperimentSettings, now: ExperimentSettings) -> dic
 
 
 AT_LEAST = {
-  "candidates_per_batch": 1,
-  "prompt_buckets": 1,
   "max_new_tokens": 1,
   "workers": 0,
   "tasks.train": 1,
@@ -236,16 +251,8 @@ AT_LEAST = {
   "evolution.children": 1,
   "evolution.batch_size": 1,
   "evolution.flip_interval": 1,
-  "evolution.cells": 1,
-  "evolution.merge_std": 0,
-  "evolution.mutation_size": 0,
-  "evolution.rank": 0,
   "mesh.population": 1,
   "mesh.model": 1,
-  "evolution.iso_sigma": 0,
-  "evolution.line_sigma": 0,
-  "baselines.batch_size": 4,  # CMA-ES
-  "baselines.nsga2_population": 2,
   "output.checkpoint_every": 1,
   "output.checkpoints_kept": 1,
   "output.samples": 0,
@@ -253,7 +260,7 @@ AT_LEAST = {
 
 
 def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
-  """Checks what a type cannot tell, before anything is begun.
+  """Checks what a type cannot say, before anything is begun.
 
   Raises:
     ConfigError: naming the setting.
@@ -267,39 +274,37 @@ def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
       if isinstance(number, float) and not math.isfinite(number):
         raise ConfigError(f"{name}: expected finite numbers, got {value}")
   evolution = settings.evolution
-  if evolution.share_base and evolution.genotype == "dense":
-    raise ConfigError("evolution.share_base: dense genotypes share no base (evolution.genotype core or coefficients)")
   if evolution.children % evolution.batch_size:
     raise ConfigError(
       f"evolution.children: expected a multiple of evolution.batch_size={evolution.batch_size}, "
       f"got {evolution.children}"
     )
-  if evolution.batch_size % settings.mesh.population:
-    raise ConfigError(
-      f"mesh.population: expected a divisor of evolution.batch_size={evolution.batch_size}, "
-      f"got {settings.mesh.population}"
-    )
-  if settings.mesh.model > 1 and not evolution.share_base:
+  if settings.mesh.model > 1 and not evolution.genotype.settings.get("share_base"):
     raise ConfigError(
       f"mesh.model: expected 1, got {settings.mesh.model}: weights are divided only where the base is shared "
-      "(evolution.share_base)"
+      "(evolution.genotype: {use: core, share_base: true})"
     )
   if min(settings.swarm_sizes, default=1) < 1:
     raise ConfigError(f"swarm_sizes: expected at least 1 member each, got {settings.swarm_sizes}")
   if not 2 <= num_tasks <= 8:
-    raise ConfigError(f"tasks.names: expected 2 to 8 tasks, an archive each, got {num_tasks}")
+    raise ConfigError(f"tasks.names: expected 2 to 8 tasks, one archive each, got {num_tasks}")
   if settings.base is None and settings.experts:
     raise ConfigError("base: expected the folder of the experts' base model, got none")
-  if settings.base is not None and len(settings.experts) != num_tasks:
-    raise ConfigError(f"experts: expected {num_tasks} folders, one a task, got {len(settings.experts)}")
+  if settings.base is not None and not settings.experts:
+    raise ConfigError("experts: expected at least one folder, got none")
   if settings.base is None and len(settings.training.expert_learning_rates) != num_tasks:
     raise ConfigError(
-      f"training.expert_learning_rates: expected {num_tasks}, one a task, got {settings.training.expert_learning_rates}"
+      f"training.expert_learning_rates: expected {num_tasks}, one per task, got "
+      f"{settings.training.expert_learning_rates}"
     )
 
 
-def load_settings(path: Path) -> ExperimentSettings:
+def load_settings(path: Path, given: Mapping[str, Any] | None = None) -> ExperimentSettings:
   """Reads a YAML file of settings.
+
+  Args:
+    path: of the file.
+    given: what stands in place of the file's own, as a `preset` or a `base` that decides on one.
 
   Raises:
     ConfigError: naming the file and the field: a missing file, no YAML, an unknown key (with what it may have meant), a
@@ -313,15 +318,34 @@ def load_settings(path: Path) -> ExperimentSettings:
     raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
   if not isinstance(content, dict):
     raise ConfigError(f"{path}: expected settings by name, got {type(content).__name__}")
-  return parse_settings(content, str(path))
+  return parse_settings({**content, **(given or {})}, str(path))
 
 
 def parse_settings(content: Any, source: str) -> ExperimentSettings:
-  """Settings from what YAML or JSON gave; raises `ConfigError` as `load_settings` does, naming `source`."""
+  """Settings from what YAML or JSON gave, on top of their preset; raises as `load_settings`, naming `source`."""
   try:
-    return TypeAdapter(ExperimentSettings).validate_python(content)
+    return TypeAdapter(ExperimentSettings).validate_python(_with_preset(content))
   except ValidationError as error:
     raise ConfigError("; ".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def _with_preset(content: Any) -> Any:
+  """What a file gives, with its preset's defaults for what it does not."""
+  if not isinstance(content, Mapping):
+    return content
+  name = content.get("preset", "llm" if content.get("base") is not None else "miniature")
+  defaults = PRESETS.get(name, {}) if isinstance(name, str) else {}
+  return {**_merged(defaults, content), "preset": name}
+
+
+def _merged(defaults: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+  """Groups are merged setting by setting; a plug is one setting."""
+  merged = {**defaults, **content}
+  for name, value in content.items():
+    own = defaults.get(name)
+    if isinstance(own, Mapping) and isinstance(value, Mapping) and "use" not in own:
+      merged[name] = _merged(own, value)
+  return merged
 
 
 def settings_as_json(settings: ExperimentSettings) -> dict[str, Any]:
@@ -349,10 +373,11 @@ def setting_names() -> list[str]:
 
 
 def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested settings by dotted names."""
+  """Nested settings by dotted names; a plug is one setting."""
   flat: dict[str, Any] = {}
   for name, value in content.items():
-    flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    group = isinstance(value, dict) and "use" not in value
+    flat |= _flatten(value, f"{prefix}{name}.") if group else {f"{prefix}{name}": value}
   return flat
 
 
@@ -363,7 +388,6 @@ def _field_names() -> list[str]:
     TrainingSettings,
     EvolutionSettings,
     MeshSettings,
-    BaselineSettings,
     OutputSettings,
   )
   return [field.name for group in groups for field in dataclasses.fields(group)]

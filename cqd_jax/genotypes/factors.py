@@ -111,7 +111,7 @@ def relative_error(matrix: jax.Array, factors: LowRank) -> jax.Array:
 
 
 def _balance(svd: MatrixSVD, scale: ArrayLike = 1.0) -> LowRank:
-  """Two factors, without what is rounding alone.
+  """Two factors, without what is only rounding.
 
   Beyond the rank of a matrix its singular vectors are noise: in a basis they would be directions that another machine
   does not find again, and that other experts' cores would nonetheless be written in.

@@ -24,7 +24,7 @@ class SingularValues(NamedTuple):
 
   Attributes:
     values: `[r]` float64, falling; those that are not among them are 0, unless `sampled`.
-    sampled: whether they are the leading ones alone, found by the randomized way: never above the true ones, and close
+    sampled: whether they are only the leading ones, found by the randomized way: never above the true ones, and close
       to them where they fall.
   """
 

@@ -88,7 +88,7 @@ class Expert:
     return change
 
   def _replaced(self, reader: Reader, placement: Placement) -> np.ndarray | None:
-    """The change of vectors that an adapter has anew."""
+    """The change of vectors that are new in an adapter."""
     assert self.adapter is not None
     own = [self.adapter.replaced.get(name) for name in placement.names]
     if not any(tensor is not None for tensor in own):

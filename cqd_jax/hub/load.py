@@ -1,6 +1,6 @@
 """Models in Hugging Face folders: read into params tensor by tensor, and written as transformers and vLLM load them.
 
-transformers is used for tokenizers alone, and imported when one is asked for; PyTorch is never needed.
+transformers is used only for tokenizers, and imported when one is asked for; PyTorch is never needed.
 """
 
 import dataclasses

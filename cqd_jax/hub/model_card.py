@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from cqd_jax.store.individuals import Individuals
+from cqd_jax.store.markdown import escape, markdown_table
 from cqd_jax.store.run_dir import read_json
 
 MOST_ANCESTORS = 40
@@ -69,7 +70,7 @@ def model_card(
   """
   parents = [base, *experts.values()]
   licenses = sorted({parent.license for parent in parents if parent.license})
-  # The hub takes names of its own alone.
+  # The hub takes only names of its own.
   named = [parent.repository for parent in ([base] if adapter else parents) if parent.repository]
   relation = {"base_model": named, "base_model_relation": "adapter" if adapter else "merge"} if named else {}
   front: dict[str, Any] = {
@@ -80,15 +81,16 @@ def model_card(
   }
   if len(licenses) == 1 and all(parent.license for parent in parents):
     front["license"] = licenses[0]
-  lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "", _what(about, base), ""]
+  lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", ""]
+  lines += [f"# {escape(name)}", "", _what(about, base), ""]
   if scores := about.get("validation_scores"):
     lines += ["## Scores", "", "Share of validation questions answered right; each answer was executed.", ""]
     mean = sum(scores.values()) / len(scores)
-    lines += _table([*scores, "mean"], [[f"{score:.3f}" for score in (*scores.values(), mean)]])
+    lines.append(markdown_table([*scores, "mean"], [[f"{score:.3f}" for score in (*scores.values(), mean)]]))
   lines += ["## Parents", ""]
-  rows = [["base", base.name, base.license or "not told"]]
-  rows += [[f"expert {task}", parent.name, parent.license or "not told"] for task, parent in experts.items()]
-  lines += _table(["", "model", "license"], rows)
+  rows = [["base", base.name, base.license or "not stated"]]
+  rows += [[f"expert {task}", parent.name, parent.license or "not stated"] for task, parent in experts.items()]
+  lines.append(markdown_table(["", "model", "license"], rows))
   lines += ["What may be done with this model follows from the licenses of all its parents.", ""]
   if individuals is not None and (founders := _founders(about)):
     lines += _lineage(individuals, founders, list(experts))
@@ -99,12 +101,13 @@ def model_card(
 def _what(about: Mapping[str, Any], base: Parent) -> str:
   kind = about.get("kind")
   if kind == "elite":
-    where = f", an elite of the archive{'s' * (len(about['archives']) != 1)} {', '.join(about['archives'])}"
-    return f"Individual {about['identity']} of an evolved population of merges of {base.name}'s experts{where}."
+    archives = about["archives"]
+    where = f", an elite of the archive{'s' * (len(archives) != 1)} {', '.join(map(escape, archives))}"
+    return f"Individual {about['identity']} of an evolved population of merges of {escape(base.name)}'s experts{where}."
   if kind == "aggregate":
-    of = ", ".join(f"{identity} ({task})" for task, identity in about["of"].items())
+    of = ", ".join(f"{identity} ({escape(task)})" for task, identity in about["of"].items())
     return f"The aggregate of the best elites of an evolved population: base plus the weighted sum of {of}."
-  return f"A model of the run ({kind})."
+  return f"A model of the run ({escape(str(kind))})."
 
 
 def _founders(about: Mapping[str, Any]) -> list[int]:
@@ -112,30 +115,27 @@ def _founders(about: Mapping[str, Any]) -> list[int]:
   return [about["identity"]] if "identity" in about else list(dict.fromkeys(about.get("of", {}).values()))
 
 
-def _lineage(individuals: Individuals, founders: Sequence[int], tasks: Sequence[str]) -> list[str]:
+def _lineage(individuals: Individuals, founders: Sequence[int], experts: Sequence[str]) -> list[str]:
   """The ancestors as a table, the youngest first."""
   family = sorted({one for founder in founders for one in individuals.ancestors(founder)}, reverse=True)
   shown = family[:MOST_ANCESTORS]
   rows = []
   for one in shown:
     parents = [int(parent) for parent in individuals.parents[one] if parent >= 0]
-    weights = individuals.weights[one]
+    weights = individuals.weights(one)
     made = " + ".join(f"{parent}" for parent in parents)
     if parents and weights is not None:
       shares = [f"{float(share.mean()):.3f}" for share in weights]
       made = " + ".join(f"{share} x {parent}" for share, parent in zip(shares, parents, strict=True))
     if not parents:
-      made = f"expert {tasks[one]}" if one < len(tasks) else individuals.mutation[one]
-    change = individuals.mutation[one] if parents else ""
+      made = f"expert {experts[one]}" if one < len(experts) else individuals.mutation[one]
+    change = [individuals.mutation[one]] if parents and individuals.mutation[one] else []
+    change += [f"{name} {text}" for name, text in individuals.remarks(one)]
     scores = ", ".join(f"{score:.3f}" for score in individuals.scores[one])
-    rows.append([str(one), str(int(individuals.born[one])), made, change, scores])
+    rows.append([str(one), str(int(individuals.born[one])), made, ", ".join(change), scores])
   lines = ["## Lineage", "", "The youngest first; 'a x 5' is a times the task vector of individual 5."]
   if len(family) > len(shown):
     lines[-1] += f" The {len(shown)} youngest of {len(family)} are shown."
-  header = ["individual", "born in batch", "made of", "mutation", f"scores ({', '.join(tasks)})"]
-  return [*lines, "", *_table(header, rows)]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-  lines = [header, ["---"] * len(header), *rows]
-  return [*("| " + " | ".join(line) + " |" for line in lines), ""]
+  told = f" ({', '.join(experts)})" if len(experts) == individuals.scores.shape[1] else ""
+  header = ["individual", "born in batch", "made of", "mutation and notes", f"scores{told}"]
+  return [*lines, "", markdown_table(header, rows)]

@@ -116,7 +116,7 @@ def _ranks(changed: list[InspectedExpert], max_rank: int) -> Iterator[str]:
     yield (
       f"Rank {rank} keeps at least {MOST:.0%} of the energy in matrices ({_listed(kept)}), and {NEARLY_ALL:.0%} needs "
       f"{more}: --evolution.genotype core --evolution.rank {rank} is a start. That {MOST:.0%} of the energy is enough "
-      "is a rule of thumb; what the rest costs in skill only scores tell."
+      "is a rule of thumb; only scores show what the rest costs in skill."
     )
   if spread := [f"{expert.name} {expert.energy[-1]:.1%}" for expert in full if expert.name not in reached]:
     yield (

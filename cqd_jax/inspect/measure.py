@@ -31,7 +31,7 @@ class InspectedExpert:
   """What was measured of one expert. Its energy is the squared norm of its task vector.
 
   Attributes:
-    name: by which it is told from the others.
+    name: by which it is known.
     folder: where it is.
     kind: in words.
     is_adapter: whether it is an adapter, and not a full model.

@@ -17,7 +17,7 @@ from cqd_jax.inspect.measure import KINDS, InspectedExpert, Inspection
 from cqd_jax.report.energy_figure import doublings
 
 BLOCKS, LETTERS = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
-"""Heights from 0 to 1, for a terminal that has blocks and for one that has letters alone."""
+"""Heights from 0 to 1, for a terminal that has blocks and for one that has only letters."""
 
 
 def show(inspection: Inspection, console: Console) -> None:

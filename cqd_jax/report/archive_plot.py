@@ -44,7 +44,7 @@ def plot_archives(
   *,
   experts: Float[np.ndarray, "E K"] | None = None,
 ) -> Figure:
-  """Draws all archives: one row an archive, one panel each pair of its descriptors (one descriptor: a strip).
+  """Draws all archives: one row per archive, one panel for each pair of its descriptors (one descriptor: a strip).
 
   A panel with further descriptors behind it (K > 3) shows the best elite over these. Voronoi cells are drawn as points
   at their elites' scores.
@@ -77,7 +77,7 @@ def plot_archives(
 def save_figure(figure: Figure, path: Path) -> None:
   """Writes a figure in the format that the path's ending names (png, svg, pdf).
 
-  Text stays text in SVG and PDF, and the same figure gives the same bytes: nothing tells when it was written.
+  Text stays text in SVG and PDF, and the same figure gives the same bytes: nothing in it says when it was written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   undated: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

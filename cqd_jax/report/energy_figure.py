@@ -19,7 +19,7 @@ LEVELS = (0.9, 0.99)
 
 @matplotlib.rc_context(STYLE)
 def energy_figure(curves: Mapping[str, Float[np.ndarray, " R"]]) -> Figure:
-  """One line an expert: the share of its energy, in [0, 1], that is held by rank 1, 2, ... R.
+  """One line per expert: the share of its energy, in [0, 1], that is held by rank 1, 2, ... R.
 
   Args:
     curves: by the name of the expert; of one R, at least 1.

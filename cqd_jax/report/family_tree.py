@@ -25,7 +25,7 @@ POINTS_A_DIGIT = 4.2
 
 
 def draw_family_tree(record: RunRecord, identity: int, width: float) -> Figure:
-  """Draws an individual and all its ancestors: a column a batch born, a curve from each parent to its child.
+  """Draws an individual and all its ancestors: one column per batch born, a curve from each parent to its child.
 
   Columns are evenly spaced; batches in which no ancestor was born have none. Individuals stand in lanes, near their
   parents' and apart from each other. Color is the mean score; experts are boxed red and named; a black ring marks the
@@ -193,7 +193,7 @@ def _draw_labels(
 
 
 def _founder_name(record: RunRecord, founder: int) -> str:
-  """Experts are one a task, in order, unless there are more or fewer."""
+  """Experts are one per task, in order, unless there are more or fewer."""
   if founder >= record.num_experts:
     return record.individuals.mutation[founder]
   if record.num_experts == len(record.task_names):

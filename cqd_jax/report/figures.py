@@ -36,7 +36,7 @@ MARKERS = ("o", "s", "^", "v", "P", "X", "*", "<")  # one more than colors: no p
 
 @matplotlib.rc_context(STYLE)
 def archives_figure(record: RunRecord, batch: int | None = None) -> Figure:
-  """All archives, experts boxed red: strips for two tasks, maps for three, else one panel a pair of axes.
+  """All archives, experts boxed red: strips for two tasks, maps for three, else one panel per pair of axes.
 
   A panel with further tasks behind it shows the best elite over these. Without a grid every individual that the
   archive took is a point.
@@ -75,7 +75,7 @@ def archives_figure(record: RunRecord, batch: int | None = None) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def timeline_figure(record: RunRecord, moments: int = 5) -> Figure:
-  """A film strip: one row an archive, one column a moment from the start to the last batch, one color scale a row.
+  """A film strip: one row per archive, one column per moment from the start to the last batch, one color scale a row.
 
   With more than three tasks an archive is seen along the first two of its axes, the best elite over the others.
 
@@ -172,9 +172,9 @@ def family_tree_figure(record: RunRecord, identity: int | None = None) -> Figure
 
 @matplotlib.rc_context(STYLE)
 def scores_figure(record: RunRecord) -> Figure:
-  """The score table as dots: one line a method, one dot a task, a diamond and a number for their mean.
+  """The score table as dots: one line per method, one dot a task, a diamond and a number for their mean.
 
-  Methods without scores of one model (a swarm alone) are left out.
+  Methods without scores of one model (only a swarm) are left out.
 
   Raises:
     ValueError: if no method has scores.

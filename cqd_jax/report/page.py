@@ -2,7 +2,7 @@
 
 The file holds the record as JSON, which a script in it draws. Names, questions and answers are untrusted text; they can
 not become markup: JSON is embedded without a single `<`, the script makes nothing but text nodes of them, and the
-page's Content-Security-Policy forbids every request and every script but that one.
+page's Content-Security-Policy forbids every request and every script but that one. Pictures are in the file as well.
 """
 
 import base64
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cqd_jax.report.record import RunRecord
+from cqd_jax.report.record import RunRecord, Sample
 from cqd_jax.store.individuals import Individuals
 from cqd_jax.store.run_dir import write_text
 
@@ -39,7 +39,7 @@ def render_report(record: RunRecord) -> str:
   """
   style = _asset("report.css")
   script = "\n".join(['"use strict";', *(_asset(f"{name}.js") for name in SCRIPTS)])
-  allowed = f"style-src {_digest(style)}; script-src {_digest(script)}"
+  allowed = f"style-src {_digest(style)}; script-src {_digest(script)}; img-src data:"
   policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
   # One pass over the template: what looks like a place to fill inside of the contents stays as it is.
   return string.Template(_asset("report.html")).substitute(
@@ -67,7 +67,7 @@ def _as_json(content: Any) -> str:
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
-  """All that the page shows. Individuals are columns, one entry an individual; tasks come before individuals."""
+  """All that the page shows. Individuals are columns, one entry per individual; tasks come before individuals."""
   return {
     "name": record.name,
     "finished": record.finished,
@@ -82,7 +82,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
     "metrics": {name: _numbers(np.asarray(values, float).T) for name, values in record.metrics.items()},
     "rows": [_row(row) for row in record.rows],
     "swarms": list(record.swarm_sizes),
-    "samples": [[one.task, one.prompt, one.gold, one.answer, bool(one.passed)] for one in record.samples],
+    "samples": [_sample(one) for one in record.samples],
     "best": record.best,
     "aggregated": [int(identity) for identity in record.aggregated],
   }
@@ -94,12 +94,20 @@ def _columns(individuals: Individuals) -> dict[str, Any]:
     "born": individuals.born.tolist(),
     "archive": individuals.archive.tolist(),
     "parents": individuals.parents.T.tolist(),
-    "weights": [_weights(pair) for pair in individuals.weights],
+    "weights": [_weights(individuals.weights(one)) for one in range(len(individuals))],
+    "notes": [[list(remark) for remark in individuals.remarks(one)] for one in range(len(individuals))],
     "mutations": mutations,
     "mutation": [mutations.index(text) for text in individuals.mutation],
     "scores": _numbers(individuals.scores.T),
     "taken": individuals.taken.T.astype(int).tolist(),
   }
+
+
+def _sample(sample: Sample) -> list[Any]:
+  """Its score is not rounded: what is nearly right is not right."""
+  score = float(sample.score) if np.isfinite(sample.score) else None
+  pictures = [[caption, png] for caption, png in sample.pictures]
+  return [sample.task, sample.prompt, sample.gold, sample.answer, score, pictures]
 
 
 def _weights(pair: np.ndarray | None) -> list[Any] | None:

@@ -11,13 +11,28 @@ from cqd_jax.store.individuals import Individuals
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One question, what the model answered, and the verdict of executing it."""
+  """One question, what the model answered, and what executing it was worth.
+
+  Attributes:
+    task: its name.
+    prompt: what was asked.
+    gold: a right answer; "" if none is known.
+    answer: what the model said; "" if it did not answer in words.
+    score: 1: right, 0: wrong; what is between, beyond, or NaN is shown as it is.
+    pictures: to be shown side by side, each its caption and a PNG in base64.
+  """
 
   task: str
   prompt: str
   gold: str
   answer: str
-  passed: bool
+  score: float
+  pictures: Sequence[tuple[str, str]] = ()
+
+  @property
+  def passed(self) -> bool:
+    """Whether the answer is right."""
+    return self.score >= 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +54,7 @@ class RunRecord:
       `[T, K]`; "best_mean", "num_elites" `[T]`; "seconds" `[T]`.
     rows: the score table on test, each `{"name": str, "scores": {task: float}, "mean": float | None, "minimum":
       float | None, "evaluations": int, "solved": {"3": float}, ...}`; see `cqd_jax.run.table.Row`.
-    swarm_sizes: for how many members `solved` tells the share of questions solved together.
+    swarm_sizes: for how many members `solved` reports the share of questions solved together.
     samples: questions of the test split, as the best model answered them.
     best: identity of the living elite with the best mean score; None if there is none.
     aggregated: identities of the K elites that the aggregate is made of, by archive.

@@ -1,5 +1,6 @@
-"""What evolution leaves behind to be used: model folders, and answers to be read."""
+"""What a run leaves behind to be used: its individuals as models, in the form that suits what they are models of."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,84 @@ import jax
 import numpy as np
 
 from cqd_jax.archive import CyclingRepertoire
-from cqd_jax.hub.model_card import Parent, model_card, parent_of
+from cqd_jax.engines.text_interface import TextInterface
+from cqd_jax.genotypes import CoreBasis
+from cqd_jax.genotypes.space import Space, take
+from cqd_jax.hub.model_card import Parent, model_card
 from cqd_jax.hub.save import save_pretrained
-from cqd_jax.report.record import Sample
-from cqd_jax.run.context import RunContext, population_of_one
-from cqd_jax.run.loop import Evolved, aggregated
-from cqd_jax.run.text_interface import TextInterface
+from cqd_jax.hub.save_adapter import save_adapter
+from cqd_jax.run.compare import aggregated
+from cqd_jax.run.context import RunContext
+from cqd_jax.run.loop import Searched
 from cqd_jax.store.individuals import Individuals
+from cqd_jax.store.params import save_params
+from cqd_jax.store.run_dir import write_json
 from cqd_jax.terminal.progress import progress
 from cqd_jax.trees import Path as TreePath
+from cqd_jax.trees import widen
 from cqd_jax.types import Genotype, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class HubWriter:
+  """Language models as Hugging Face folders.
+
+  Attributes:
+    interface: tokenizer, config and what belongs to them.
+    base: the base model, as adapters name it.
+  """
+
+  interface: TextInterface
+  base: str
+
+  def whole(
+    self,
+    folder: Path,
+    leaves: Params | Iterable[tuple[TreePath, jax.Array]],
+    about: Mapping[str, Any],
+    card: str = "",
+  ) -> None:
+    """See `ModelWriter`."""
+    interface = self.interface
+    save_pretrained(
+      folder,
+      leaves,
+      interface.config,
+      interface.tokenizer,
+      settings=interface.settings,
+      generation=interface.generation,
+      card=card,
+      about=about,
+    )
+
+  def adapter(self, folder: Path, core: tuple[CoreBasis, Genotype], about: Mapping[str, Any], card: str = "") -> None:
+    """See `ModelWriter`: a PEFT LoRA adapter, of the smallest rank that is exact."""
+    basis, genotype = core
+    save_adapter(folder, basis, genotype, self.interface.config, base_name=self.base, card=card)
+    write_json(folder / "model.json", dict(about))
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamsWriter:
+  """Models of any kind: `params.safetensors`, whose keys are the paths of the leaves, and `model.json`."""
+
+  def whole(
+    self, folder: Path, leaves: Iterable[tuple[TreePath, jax.Array]], about: Mapping[str, Any], card: str = ""
+  ) -> None:
+    """See `ModelWriter`."""
+    del card
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves:
+      branch = tree
+      for name in path[:-1]:
+        branch = branch.setdefault(name, {})
+      branch[path[-1]] = leaf
+    save_params(folder / "params.safetensors", tree)
+    write_json(folder / "model.json", dict(about))
+
+  def adapter(self, folder: Path, core: tuple[CoreBasis, Genotype], about: Mapping[str, Any], card: str) -> None:
+    """There is no such form."""
+    raise ValueError("output.form: adapters are of language models; expected whole")
 
 
 def identity_of_best(repertoire: CyclingRepertoire, archive: int | None = None) -> int:
@@ -25,84 +94,75 @@ def identity_of_best(repertoire: CyclingRepertoire, archive: int | None = None) 
   return int(repertoire.best(archive).lineage.identity)
 
 
-def write_models(lab: RunContext, evolved: Evolved, folder: Path) -> None:
-  """Writes the elites, the best of them and the aggregate as model folders, beside the base and the experts.
+def write_models(context: RunContext, searched: Searched) -> None:
+  """Writes the best individual, and of a search with archives its elites and their aggregate, as model folders.
 
   Those that are there already are left as they are.
   """
-  repertoire = evolved.repertoire
+  folder, repertoire = context.files.models, searched.repertoire
+  people = context.history.individuals(searched.method.name)
+  if repertoire is None:
+    population = searched.population()
+    best = searched.best(population)
+    about: dict[str, Any] = {
+      "kind": "best",
+      "identity": int(population.identities[best]),
+      "method": searched.method.name,
+    }
+    write_individual(context, folder / "best", searched.space, take(population.genotypes, best), about, people)
+    return
   best = identity_of_best(repertoire)
-  individuals = lab.history.individuals()
-  slots = chosen_slots(repertoire, lab.settings.output.elites)
-  with progress(lab.console, "writing models", 1 + len(slots)) as advance:
+  slots = chosen_slots(repertoire, context.output.elites)
+  with progress(context.console, "writing models", 1 + len(slots)) as advance:
     for slot in slots:
-      about = about_elite(lab, repertoire, slot)
+      about = about_elite(context, repertoire, slot)
+      genotype = repertoire.individual(slot).genotype
       for name in [elite_name(about["identity"])] + ["best"] * (about["identity"] == best):
-        write_merge(lab, folder / name, evolved.merged(slot), about, individuals)
+        write_individual(context, folder / name, searched.space, genotype, about, people)
       advance()
-    write_aggregate(lab, evolved, folder / "aggregate")
+    write_aggregate(context, searched, folder / "aggregate")
     advance()
 
 
-def write_aggregate(lab: RunContext, evolved: Evolved, folder: Path) -> None:
+def write_aggregate(context: RunContext, searched: Searched, folder: Path) -> None:
   """Writes the aggregate of the archives' best elites as a model folder, unless it is there."""
-  write_merge(lab, folder, aggregated(evolved).model, about_aggregate(lab, evolved), lab.history.individuals())
+  people = context.history.individuals(searched.method.name)
+  about = about_aggregate(context, searched)
+  write_individual(context, folder, searched.space, aggregated(searched), about, people)
 
 
-def write_merge(
-  lab: RunContext, folder: Path, merged: Genotype, about: dict[str, Any], individuals: Individuals
+def write_individual(
+  context: RunContext, folder: Path, space: Space, genotype: Genotype, about: dict[str, Any], people: Individuals
 ) -> None:
-  """Writes an individual of the merge space as a model folder, unless it is there."""
+  """Writes an individual as a model folder, in the form that the run's settings ask for, unless it is there."""
   if folder.exists():
     return
-  card = card_of(lab, about, folder.name, individuals)
-  write_model(lab.suite.language, folder, lab.merges.leaves(merged), {**about, "seed": lab.settings.seed}, card)
+  as_adapter = context.output.form == "adapters"
+  card = card_of(context, about, folder.name, people, adapter=as_adapter)
+  about = {**about, "seed": context.seed}
+  if as_adapter:
+    context.writer.adapter(folder, core_of(space, genotype), about, card)
+  else:
+    context.writer.whole(folder, space.leaves(genotype), about, card)
 
 
-def write_model(
-  language: TextInterface,
-  folder: Path,
-  params: Params | Iterable[tuple[TreePath, jax.Array]],
-  about: Mapping[str, Any],
-  card: str = "",
-) -> None:
-  """Writes a model of an experiment as a Hugging Face folder."""
-  save_pretrained(
-    folder,
-    params,
-    language.config,
-    language.tokenizer,
-    settings=language.settings,
-    generation=language.generation,
-    card=card,
-    about=about,
-  )
+def core_of(space: Space, genotype: Genotype) -> tuple[CoreBasis, Genotype]:
+  """An individual as cores; a dense one spans a core space of its own, with bases that are not rounded."""
+  core = space.core_of(genotype)
+  if core is not None:
+    return core
+  dense = take(space.as_scored(jax.tree.map(lambda leaf: leaf[None], genotype)), 0)
+  base, change = jax.tree.map(widen, (space.base, dense))
+  basis = CoreBasis.from_experts(base, [change])
+  return basis, take(basis.experts, 0)
 
 
-def card_of(lab: RunContext, about: Mapping[str, Any], name: str, individuals: Individuals, **more: Any) -> str:
+def card_of(context: RunContext, about: Mapping[str, Any], name: str, people: Individuals, **more: Any) -> str:
   """The model card of an individual."""
-  settings = lab.settings
-  folders = dict(zip(lab.task_names, settings.experts, strict=True)) if settings.base is not None else {}
-  base = Parent("the miniature base of the run", None) if settings.base is None else parent_of(settings.base)
-  experts = {
-    task: parent_of(folders[task]) if folders else Parent(f"the run's expert {task}", None) for task in lab.task_names
-  }
-  return model_card(about, name=name, base=base, experts=experts, individuals=individuals, **more)
-
-
-def sample_answers(lab: RunContext, merged: Genotype, size: int) -> list[Sample]:
-  """Some test questions of each task as a model answers them: first some that it fails."""
-  model = population_of_one(merged)
-  passed = lab.score(lab.suite.test, model).passed[0]
-  answers = lab.suite.test.answer(lab.merges.models(model))[0]
-  samples = []
-  for name, examples, given, right in zip(lab.task_names, lab.suite.test.examples, answers, passed, strict=True):
-    failed, solved = np.flatnonzero(~right), np.flatnonzero(right)
-    num_failed = min(len(failed), max(size // 2, size - len(solved)))
-    for index in (*failed[:num_failed], *solved[: size - num_failed]):
-      example = examples[index]
-      samples.append(Sample(name, example.prompt, example.answer, given[index], bool(right[index])))
-  return samples
+  parents = context.parents
+  base = parents.get("base", Parent("the base of the run", None))
+  experts = {each: parents.get(each, Parent(f"the run's expert {each}", None)) for each in context.expert_names}
+  return model_card(about, name=name, base=base, experts=experts, individuals=people, **more)
 
 
 def elite_name(identity: int) -> str:
@@ -111,7 +171,7 @@ def elite_name(identity: int) -> str:
 
 
 def chosen_slots(repertoire: CyclingRepertoire, which: str) -> list[int]:
-  """The slots of "all" elites, of the "best" one of each archive, or ("none") of the best of all alone."""
+  """The slots of "all" elites, of the "best" one of each archive, or ("none") only of the best of all."""
   alive = np.flatnonzero(np.asarray(repertoire.alive))
   identity = np.asarray(repertoire.lineage.identity)
   wanted = {identity_of_best(repertoire)}
@@ -120,8 +180,8 @@ def chosen_slots(repertoire: CyclingRepertoire, which: str) -> list[int]:
   return [int(slot) for slot in alive if which == "all" or int(identity[slot]) in wanted]
 
 
-def about_elite(lab: RunContext, repertoire: CyclingRepertoire, slot: int) -> dict[str, Any]:
-  """What `model.json` tells of an elite."""
+def about_elite(context: RunContext, repertoire: CyclingRepertoire, slot: int) -> dict[str, Any]:
+  """What `model.json` says of an elite."""
   elite = repertoire.individual(slot)
   held = np.asarray(repertoire.held[slot])
   return {
@@ -129,12 +189,14 @@ def about_elite(lab: RunContext, repertoire: CyclingRepertoire, slot: int) -> di
     "identity": int(elite.lineage.identity),
     "parents": np.asarray(elite.lineage.parents).tolist(),
     "born": int(elite.lineage.born),
-    "validation_scores": dict(zip(lab.task_names, np.asarray(elite.scores).tolist(), strict=True)),
-    "archives": [name for name, holds in zip(lab.task_names, held, strict=True) if holds],
+    "validation_scores": dict(zip(context.task_names, np.asarray(elite.scores).tolist(), strict=True)),
+    "archives": [name for name, holds in zip(context.task_names, held, strict=True) if holds],
   }
 
 
-def about_aggregate(lab: RunContext, evolved: Evolved) -> dict[str, Any]:
-  """What `model.json` tells of the aggregate."""
-  elites = {name: identity_of_best(evolved.repertoire, archive) for archive, name in enumerate(lab.task_names)}
-  return {"kind": "aggregate", "of": elites, "children": evolved.evaluations}
+def about_aggregate(context: RunContext, searched: Searched) -> dict[str, Any]:
+  """What `model.json` says of the aggregate."""
+  repertoire = searched.repertoire
+  assert repertoire is not None
+  elites = {name: identity_of_best(repertoire, archive) for archive, name in enumerate(context.task_names)}
+  return {"kind": "aggregate", "of": elites, "children": searched.evaluations}

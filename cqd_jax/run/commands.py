@@ -1,13 +1,15 @@
-"""What `cqd train`, `evaluate`, `aggregate`, `report` and `plot` do; `run.py` has evolve and resume."""
+"""What `cqd train`, `evaluate`, `aggregate`, `report` and `plot` do; `experiment.py` has evolve and resume."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cqd_jax.config.settings import ConfigError, ExperimentSettings, MeshSettings
@@ -16,27 +18,34 @@ from cqd_jax.report.archive_plot import save_figure
 from cqd_jax.report.figures import all_figures
 from cqd_jax.report.page import write_report
 from cqd_jax.run.artifacts import write_aggregate
-from cqd_jax.run.context import open_suite
-from cqd_jax.run.experiment import open_lab, run_keys
-from cqd_jax.run.files import RunFiles, open_run, read_settings
-from cqd_jax.run.loop import Evolution
-from cqd_jax.run.miniature import load_or_train
+from cqd_jax.run.compile_cache import use_compile_cache
+from cqd_jax.run.context import RunContext
+from cqd_jax.run.experiment import check_isolation
+from cqd_jax.run.files import EXPERIMENT, RunFiles, open_run, read_settings
+from cqd_jax.run.loop import Loop, Searched
+from cqd_jax.run.methods import methods_of
+from cqd_jax.run.miniature import load_or_train, whole_models
 from cqd_jax.run.read_run import read_record
-from cqd_jax.store.run_dir import RunDirError, locked
+from cqd_jax.run.text_run import open_context, open_problem
+from cqd_jax.store.run_dir import RunDirError, locked, read_json
+from cqd_jax.tasks.problem import task_scores
 from cqd_jax.tasks.task import Split
 from cqd_jax.terminal.interrupt import Interrupt, interruptible
 from cqd_jax.terminal.progress import progress
+from cqd_jax.types import Params
 
 
 def train(settings: ExperimentSettings, console: Console) -> None:
   """Trains the base and the experts into the cache, and shows how they score on validation."""
-  with open_suite(settings) as suite, interruptible(console.print) as interrupt:
+  with open_problem(settings) as (problem, interface), interruptible(console.print) as interrupt:
     if settings.base is not None:
       raise ConfigError(f"base: nothing to train, the models are those of {settings.base}")
-    base, experts = load_or_train(settings, suite, run_keys(settings).train, console, interrupt)
-    names = suite.validation.task_names
+    check_isolation(settings)
+    use_compile_cache(settings.cache_dir)
+    base, experts = load_or_train(settings, problem, interface, console, interrupt)
+    names = list(problem.task_names)
     models = jax.tree.map(lambda *leaves: jnp.stack(leaves), base, *experts.values())
-    scores = suite.validation(models).mean(axis=-1)
+    scores = task_scores(problem.score("validation", models, whole_models(models)).values)
   title = f"Share of {settings.tasks.validation} validation questions answered right"
   console.print(_score_table(title, ["base", *(f"expert {name}" for name in names)], names, scores))
 
@@ -61,18 +70,18 @@ def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[
   folder = files.models / model if (files.models / model).is_dir() else Path(model)
   if not folder.is_dir():
     raise RunDirError(f"model: no {model!r} in {files.models}, which has {_list_models(files)}")
-  with open_suite(settings) as suite:
-    model_read = load_pretrained(folder)
-    if model_read.config != suite.language.config:
+  with open_problem(settings) as (problem, interface):
+    check_isolation(settings)
+    use_compile_cache(settings.cache_dir)
+    read = load_pretrained(folder)
+    if read.config != interface.config:
       raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
-    evaluation = suite.test if split == "test" else suite.validation
+    population = _as_population_of_one(read.params)
     with progress(console, f"scoring {folder.name}", 1) as advance:
-      scores = evaluation(jax.tree.map(lambda leaf: leaf[None], model_read.params)).mean(axis=-1)
+      scores = task_scores(problem.score(split, population, whole_models(population)).values)
       advance()
-  console.print(
-    _score_table(f"Share of {split} questions answered right", [folder.name], evaluation.task_names, scores)
-  )
-  return dict(zip(evaluation.task_names, scores[0].tolist(), strict=True))
+  console.print(_score_table(f"Share of {split} questions answered right", [folder.name], problem.task_names, scores))
+  return dict(zip(problem.task_names, scores[0].tolist(), strict=True))
 
 
 def aggregate(run_dir: Path, out: Path | None, console: Console) -> Path:
@@ -82,21 +91,44 @@ def aggregate(run_dir: Path, out: Path | None, console: Console) -> Path:
     ValueError: naming the run directory, or the folder if it exists.
   """
   files = open_run(run_dir)
-  settings = dataclasses.replace(read_settings(files), mesh=MeshSettings())  # one device is enough for a sum
-  with (
-    locked(run_dir),
-    open_suite(settings) as suite,
-    open_lab(files, settings, suite, console, Interrupt()) as lab,
-  ):
-    evolved = Evolution(lab, files.path, run_keys(settings).evolve).restore()
+  with locked(run_dir), restored(files, console) as (context, searched):
     # A run that goes on will have an aggregate of its own at its end.
-    name = "aggregate" if files.finished else f"aggregate-after-{evolved.evaluations}-children"
+    name = "aggregate" if files.finished else f"aggregate-after-{searched.evaluations}-children"
     folder = out or files.models / name
     if folder.exists():
       raise RunDirError(f"{folder}: already exists; nothing was overwritten (another place: --out FOLDER)")
-    write_aggregate(lab, evolved, folder)
-  console.print(f"aggregate of the best elites after {evolved.evaluations} children: {folder}", highlight=False)
+    write_aggregate(context, searched, folder)
+  console.print(f"aggregate of the best elites after {searched.evaluations} children: {folder}", highlight=False)
   return folder
+
+
+@contextlib.contextmanager
+def restored(files: RunFiles, console: Console) -> Iterator[tuple[RunContext, Searched]]:
+  """A run's first method as its newest checkpoint has it; no answer is executed and no mesh needed.
+
+  Raises:
+    ValueError: naming the run directory that has no checkpoint, or is of another kind.
+  """
+  kind = read_json(files.facts)["kind"]
+  if kind != EXPERIMENT:
+    raise RunDirError(f"{files.path}: is a {kind}; its models are in {files.models}")
+  settings = dataclasses.replace(read_settings(files), mesh=MeshSettings())
+  with (
+    open_problem(settings) as (problem, interface),
+    open_context(files, settings, problem, interface, console, Interrupt()) as context,
+  ):
+    yield context, Loop(context, methods_of(settings)[0]).restore()
+
+
+def _as_population_of_one(params: Params) -> Params:
+  """A model with a leading axis; each leaf of `params` is let go of as soon as it is copied."""
+
+  def move(leaf: jax.Array) -> jax.Array:
+    moved = jax.block_until_ready(leaf[None])
+    leaf.delete()
+    return moved
+
+  return jax.tree.map(move, params)
 
 
 def report(run_dir: Path, out: Path | None, console: Console) -> Path:
@@ -137,7 +169,7 @@ def _score_table(title: str, models: Sequence[str], task_names: Sequence[str], s
   table = Table(title=title)
   table.add_column("model")
   for name in (*task_names, "mean", "min"):
-    table.add_column(name, justify="right")
+    table.add_column(escape(name), justify="right")
   for model, row in zip(models, scores, strict=True):
-    table.add_row(model, *(f"{value:.3f}" for value in (*row, row.mean(), row.min())))
+    table.add_row(escape(model), *(f"{value:.3f}" for value in (*row, row.mean(), row.min())))
   return table

@@ -1,119 +1,141 @@
-"""What CycleQD is compared with: plain merges, and searches over merge coefficients with as many evaluations."""
+"""What each method offers, and how that does on the test split."""
 
-import functools
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cqd_jax.genotypes.coefficients import apply_coefficients, group_leaves
-from cqd_jax.operators import task_arithmetic, uniform_average
-from cqd_jax.run.context import Method, RunContext, individual, population_of_one
-from cqd_jax.search.baselines import VectorSearch, cma_es, nsga2, random_search
+from cqd_jax.genotypes.space import Space, population_of_one, take
+from cqd_jax.operators import aggregate, uniform_average
+from cqd_jax.run.context import RunContext
+from cqd_jax.run.loop import Searched
+from cqd_jax.search.swarm import choose_members, share_solved
 from cqd_jax.terminal.progress import progress
-from cqd_jax.types import Genotype, PRNGKey
+from cqd_jax.types import Genotype
 
 
-def plain_methods(lab: RunContext) -> list[Method]:
-  """Base, experts, uniform average, and task arithmetic with its scale chosen on validation."""
-  passed = lab.score(lab.suite.validation, lab.merges.experts).passed
-  names = lab.task_names
-  experts = [Method(f"expert {name}", individual(lab.merges.experts, index), 0) for index, name in enumerate(names)]
-  swarm = Method(
-    "the experts together", None, 0, members=functools.partial(individual, lab.merges.experts), passed=passed
+@dataclasses.dataclass(frozen=True)
+class Offer:
+  """One row of the table before it is scored on test.
+
+  Attributes:
+    name: as shown.
+    space: of its individuals.
+    model: its one model, leaves `[...]`; None if it is a swarm only.
+    evaluations: individuals that its method scored on validation.
+    members: its individuals, leaves `[M, ...]`; None if it has no population.
+    values: `[M, K, B]` validation values of the members.
+    chosen: settings that were chosen on validation, by name.
+  """
+
+  name: str
+  space: Space
+  model: Genotype | None
+  evaluations: int
+  members: Genotype | None = None
+  values: np.ndarray | None = None
+  chosen: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of the table: figures on the test split.
+
+  Attributes:
+    name: of the offer.
+    scores: of its one model, by task; empty for a swarm only.
+    mean: over tasks; None for a swarm only.
+    minimum: over tasks; None for a swarm only.
+    evaluations: individuals that its method scored on validation.
+    solved: by number of members, what they solve together: the mean over questions of the best of them.
+    chosen: settings that the method chose on validation, by name.
+  """
+
+  name: str
+  scores: dict[str, float]
+  mean: float | None
+  minimum: float | None
+  evaluations: int
+  solved: dict[int, float] = dataclasses.field(default_factory=dict)
+  chosen: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def plain_offers(context: RunContext) -> list[Offer]:
+  """Base, experts, the experts together, and their uniform average."""
+  root = context.root
+  experts = root.experts
+  values = context.scorer.score("validation", experts, root).values
+  zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), experts)
+  return [
+    Offer("base", root, zero, 0),
+    *(Offer(f"expert {name}", root, take(experts, index), 0) for index, name in enumerate(context.expert_names)),
+    Offer("the experts together", root, None, 0, members=experts, values=values),
+    Offer("uniform average", root, uniform_average(experts), 0),
+  ]
+
+
+def offers_of(searched: Searched) -> list[Offer]:
+  """What a method offers: its best individual, and the aggregate of the archives where it has any."""
+  population = searched.population()
+  best = searched.best(population)
+  has_archives = searched.repertoire is not None
+  name = searched.method.name
+  offer = Offer(
+    name=f"{name}, best elite" if has_archives else name,
+    space=searched.space,
+    model=take(population.genotypes, best),
+    evaluations=searched.evaluations,
+    members=population.genotypes if len(population.values) > 1 else None,
+    values=np.asarray(population.values),
+    chosen=dict(population.chosen),
   )
-  zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), lab.merges.experts)
-  return [
-    Method("base", zero, 0),
-    *experts,
-    swarm,
-    Method("uniform average", uniform_average(lab.merges.experts), 0),
-    *([_tuned_arithmetic(lab)] if lab.settings.baselines.scales else []),
-  ]
+  if not has_archives:
+    return [offer]
+  return [offer, Offer(f"{name}, aggregate", searched.space, aggregated(searched), searched.evaluations)]
 
 
-def _tuned_arithmetic(lab: RunContext) -> Method:
-  """Task arithmetic with the scale that does best on validation."""
-  scales = lab.settings.baselines.scales
-  means = []
-  with progress(lab.console, "task arithmetic", len(scales)) as advance:
-    for scale in scales:
-      lab.interrupt.check()
-      merged = task_arithmetic(lab.merges.experts, scale)
-      means.append(lab.score(lab.suite.validation, population_of_one(merged)).passed.mean())
-      advance(note=f"scale {scale:g}: {means[-1]:.3f}")
-  best = scales[int(np.argmax(means))]
-  merged = task_arithmetic(lab.merges.experts, best)
-  return Method("task arithmetic, tuned scale", merged, len(scales), chosen={"scale": best})
+def aggregated(searched: Searched) -> Genotype:
+  """The softmax-weighted sum of the K archives' best elites (the paper's final model)."""
+  repertoire = searched.repertoire
+  assert repertoire is not None
+  best = [repertoire.best(archive) for archive in range(repertoire.num_tasks)]
+  genotypes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(elite.genotype for elite in best))
+  return aggregate(genotypes, jnp.stack([elite.scores[archive] for archive, elite in enumerate(best)]))
 
 
-def searched_methods(lab: RunContext, key: PRNGKey) -> list[Method]:
-  """Random search, CMA-ES and NSGA-II over merge coefficients, each with as many evaluations as evolution."""
-  settings = lab.settings.baselines
-  num_experts = len(lab.task_names)
-  size = {
-    granularity: num_experts * group_leaves(individual(lab.merges.experts, 0), granularity).size
-    for granularity in ("model", "kernel")
-  }
-  start = functools.partial(jnp.full, fill_value=settings.start)
-  cma = functools.partial(cma_es, batch_size=settings.batch_size, step_size=settings.step_size)
-  planned: list[tuple[str, str, VectorSearch]] = []
-  if settings.random_search:
-    uniform = random_search(size["model"], batch_size=settings.batch_size, low=0.0, high=1.0)
-    planned.append(("random search, per model", "model", uniform))
-  if settings.cma_es_model:
-    planned.append(("CMA-ES, per model", "model", cma(start((size["model"],)))))
-  if settings.cma_es_kernel:
-    planned.append(("CMA-ES, per kernel", "kernel", cma(start((size["kernel"],)))))
-  if settings.nsga2_model:
-    search = nsga2(
-      size["model"],
-      num_tasks=num_experts,
-      batch_size=settings.batch_size,
-      population_size=settings.nsga2_population,
-      low=0.0,
-      high=1.0,
-    )
-    planned.append(("NSGA-II, per model", "model", search))
-  keys = jax.random.split(key, max(len(planned), 1))
-  return [
-    _search(lab, name, granularity, search, search_key)
-    for (name, granularity, search), search_key in zip(planned, keys, strict=False)
-  ]
+def score_on_test(context: RunContext, offers: Sequence[Offer]) -> list[Row]:
+  """Scores each offer's model, and its most complementary members, on the test split."""
+  rows = []
+  with progress(context.console, "scoring on test", len(offers)) as advance:
+    for offer in offers:
+      context.interrupt.check()
+      rows.append(_score_row(context, offer))
+      advance(note=f"{offer.name}: {rows[-1].mean:.3f}" if rows[-1].scores else offer.name)
+  return rows
 
 
-def _search(lab: RunContext, name: str, granularity: str, search: VectorSearch, key: PRNGKey) -> Method:
-  """Runs one search over merge coefficients, maximizing the mean validation score."""
-  groups = group_leaves(individual(lab.merges.experts, 0), granularity)
-  num_experts = len(lab.task_names)
-  budget = lab.settings.evolution.children
+def _score_row(context: RunContext, offer: Offer) -> Row:
+  solved = _solved_by_members(context, offer)
+  chosen = dict(offer.chosen)
+  if offer.model is None:
+    return Row(offer.name, {}, None, None, offer.evaluations, solved, chosen)
+  scores = context.scorer.score("test", population_of_one(offer.model), offer.space).scores[0]
+  by_task = dict(zip(context.task_names, scores.tolist(), strict=True))
+  return Row(offer.name, by_task, float(scores.mean()), float(scores.min()), offer.evaluations, solved, chosen)
 
-  @jax.jit
-  def merge_all(candidates: jax.Array, experts: Genotype) -> Genotype:
-    coefficients = candidates.reshape(-1, num_experts, groups.size)
-    return jax.vmap(lambda one: apply_coefficients(one, experts, groups))(coefficients)
 
-  state = search.state
-  candidates_so_far: list[np.ndarray] = []
-  passed_so_far: list[np.ndarray] = []
-  with progress(lab.console, name, budget) as advance:
-    done = 0
-    while done < budget:
-      lab.interrupt.check()
-      key, ask_key = jax.random.split(key)
-      candidates = search.ask(state, ask_key)
-      passed = lab.score(lab.suite.validation, merge_all(candidates, lab.merges.experts)).passed[: budget - done]
-      if len(passed) == len(candidates):  # the last batch may be cut to keep the budgets equal
-        state = search.tell(state, candidates, jnp.asarray(passed.mean(axis=-1), jnp.float32))
-      candidates_so_far.append(np.asarray(candidates)[: len(passed)])
-      passed_so_far.append(passed)
-      done += len(passed)
-      best = max(batch.mean(axis=(1, 2)).max() for batch in passed_so_far)
-      advance(len(passed), note=f"best mean {best:.3f}")
-  candidates_of_all, passed_of_all = np.concatenate(candidates_so_far), np.concatenate(passed_so_far)
-
-  def member(index: int) -> Genotype:
-    return individual(merge_all(jnp.asarray(candidates_of_all[index][None]), lab.merges.experts), 0)
-
-  winner = int(passed_of_all.mean(axis=(1, 2)).argmax())
-  return Method(name, member(winner), budget, member, passed_of_all)
+def _solved_by_members(context: RunContext, offer: Offer) -> dict[int, float]:
+  """Members are chosen on validation, greedily, so a smaller swarm is the beginning of a larger one."""
+  values = offer.values
+  if offer.members is None or values is None:
+    return {}
+  sizes = [size for size in context.swarm_sizes if size <= len(values)]
+  if not sizes:
+    return {}
+  chosen = choose_members(values.reshape(len(values), -1), max(sizes))
+  members = take(offer.members, np.asarray(chosen))
+  tested = context.scorer.score("test", members, offer.space).values
+  flat = tested.reshape(len(tested), -1)
+  return {size: share_solved(flat[:size]) for size in sizes}

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import errno
+import json
 import os
 import platform
 import shutil
@@ -24,10 +25,11 @@ from cqd_jax.config.settings import (
   settings_as_json,
 )
 from cqd_jax.store.run_dir import RunDirError, read_json, write_json, write_text
+from cqd_jax.tasks.problem import changed_parts
 
-FORMAT = 2
-EXPERIMENT, RUNG = "experiment", "rung of an ablation"
-"""Kinds of runs: what `cqd resume` goes on with, and what experiments/skills_ablation.py does."""
+FORMAT = 3
+EXPERIMENT, SCRIPT = "experiment", "run of a script"
+"""Kinds of runs: what `cqd resume` goes on with, and what the script that began it does."""
 PACKAGES = ("cqd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "numpy")
 
 
@@ -89,6 +91,28 @@ class RunFiles:
         raise RunDirError(f"{folder}: is not the model with which {self.path} began")
     write_json(self.facts, facts)
 
+  def check_problem(self, fingerprints: Mapping[str, str]) -> None:
+    """Notes what scores depend on, by split, when a run begins; raises if it is another since.
+
+    Raises:
+      RunDirError: naming the task, or what else changed.
+    """
+    facts = read_json(self.facts)
+    known = facts.setdefault("problem", dict(fingerprints))
+    for split, now in fingerprints.items():
+      if changed := changed_parts(known.get(split, ""), now):
+        raise RunDirError(
+          f"{self.path}: {', '.join(changed)} changed since the run began ({split} split: questions, grader, or how "
+          "answers are made); its scores would be of two kinds. Change it back, or begin another run"
+        )
+    write_json(self.facts, facts)
+
+  def describe(self, **record: Any) -> None:
+    """Notes what the report says of a run beside what the history has."""
+    facts = read_json(self.facts)
+    if facts.get("record") != (record := json.loads(json.dumps(record))):
+      write_json(self.facts, {**facts, "record": record})
+
   def record_seconds(self, stage: str, seconds: float) -> None:
     """Adds to the seconds that a stage took."""
     facts = read_json(self.facts)
@@ -96,10 +120,9 @@ class RunFiles:
     write_json(self.facts, facts)
 
 
-def create_run(settings: ExperimentSettings, kind: str = EXPERIMENT) -> RunFiles:
-  """Makes a run directory that was not there before: `settings.run_dir`, or the next free name in `settings.runs_dir`.
-
-  It appears with its settings, whole or not at all. `kind` says what may go on with it.
+def create_run(settings: ExperimentSettings) -> RunFiles:
+  """Makes the run directory of an experiment, that was not there before: `settings.run_dir`, or the next free name in
+  `settings.runs_dir`. It appears with its settings, whole or not at all.
 
   Raises:
     RunDirError: if the directory that was asked for exists.
@@ -111,22 +134,40 @@ def create_run(settings: ExperimentSettings, kind: str = EXPERIMENT) -> RunFiles
     experts=tuple(folder.absolute() for folder in settings.experts),
   )
   named = dataclasses.replace(settings, run_dir=None)  # so that config.yaml can begin another run
+  place = settings.run_dir or settings.runs_dir / f"{settings.name}-seed-{settings.seed}"
+  return make_run_dir(
+    place, EXPERIMENT, settings_as_json(named), dump_settings(named), numbered=settings.run_dir is None
+  )
+
+
+def make_run_dir(place: Path, kind: str, settings: Mapping[str, Any], text: str, *, numbered: bool = False) -> RunFiles:
+  """Makes a run directory that was not there before, whole or not at all.
+
+  Args:
+    place: where.
+    kind: what may go on with it.
+    settings: with which it begins, in JSON's types.
+    text: the same as YAML, for config.yaml.
+    numbered: whether a number is put behind a name that is taken.
+
+  Raises:
+    RunDirError: if the directory exists.
+  """
   begun = {
     "format": FORMAT,
     "kind": kind,
     "created": _now(),
-    "settings": settings_as_json(named),
+    "settings": dict(settings),
     "sessions": [_session()],
     "seconds": {},
   }
-  parent = settings.run_dir.parent if settings.run_dir is not None else settings.runs_dir
-  unfinished = parent / f".run.{os.getpid()}"
+  unfinished = place.parent / f".run.{os.getpid()}"
   unfinished.mkdir(parents=True)
   try:
     made = RunFiles(unfinished)
-    write_text(made.settings, dump_settings(named))
+    write_text(made.settings, text)
     write_json(made.facts, begun)
-    return RunFiles(_give_name(unfinished, settings))
+    return RunFiles(_give_name(unfinished, place, numbered))
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -148,7 +189,7 @@ def open_run(path: Path) -> RunFiles:
     raise RunDirError(f"{files.facts}: expected a run of format {FORMAT}")
   for name, kind in expected.items():
     if not isinstance(facts.get(name), kind) or facts[name] == []:
-      raise RunDirError(f"{files.facts}: damaged, it does not tell {name!r}")
+      raise RunDirError(f"{files.facts}: damaged, {name!r} is missing or of the wrong type")
   return files
 
 
@@ -163,6 +204,12 @@ def read_settings(files: RunFiles) -> ExperimentSettings:
     warnings.warn(f"{files.settings}: is missing; the settings with which the run began are used", stacklevel=2)
     return begun
   now = load_settings(files.settings)
+  if now.mesh != begun.mesh:
+    warnings.warn(
+      f"{files.settings}: the mesh was {begun.mesh.population} x {begun.mesh.model} and is {now.mesh.population} x "
+      f"{now.mesh.model}; results may differ by rounding",
+      stacklevel=2,
+    )
   if changed := changed_settings(begun, now):
     listed = ", ".join(f"{name} is {value!r} and was {before!r}" for name, (before, value) in changed.items())
     raise ConfigError(
@@ -185,18 +232,15 @@ def begin_session(files: RunFiles) -> None:
   write_json(files.facts, facts)
 
 
-def _give_name(unfinished: Path, settings: ExperimentSettings) -> Path:
+def _give_name(unfinished: Path, place: Path, numbered: bool) -> Path:
   """Renames a directory to a name that is free; what is there is never replaced."""
-  if settings.run_dir is not None:
-    if settings.run_dir.exists():
-      raise RunDirError(
-        f"{settings.run_dir}: already exists; nothing was overwritten (to go on with a run: cqd resume RUN_DIR)"
-      )
-    unfinished.rename(settings.run_dir)
-    return settings.run_dir
-  name = f"{settings.name}-seed-{settings.seed}"
+  if not numbered:
+    if place.exists():
+      raise RunDirError(f"{place}: already exists; nothing was overwritten (to go on with a run: cqd resume RUN_DIR)")
+    unfinished.rename(place)
+    return place
   for number in range(1, 10_000):
-    path = settings.runs_dir / (name if number == 1 else f"{name}-{number}")
+    path = place if number == 1 else place.with_name(f"{place.name}-{number}")
     if path.exists():
       continue
     try:
@@ -206,7 +250,7 @@ def _give_name(unfinished: Path, settings: ExperimentSettings) -> Path:
         raise
       continue
     return path
-  raise RunDirError(f"{settings.runs_dir}: already holds 9,999 runs named {name}")
+  raise RunDirError(f"{place.parent}: already holds 9,999 runs named {place.name}")
 
 
 def _session() -> dict[str, Any]:

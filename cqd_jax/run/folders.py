@@ -36,7 +36,7 @@ class Folders:
 
   Attributes:
     base: the base model.
-    experts: one a task, in the tasks' order.
+    experts: one per task, in the tasks' order.
   """
 
   base: ModelFolder
@@ -119,7 +119,7 @@ class LazyUpdate:
 
 
 def _bytes_to_compare(folders: Folders) -> int:
-  """A whole model is read beside the base; an adapter alone."""
+  """A whole model is read beside the base; an adapter by itself."""
   return sum(one.num_bytes + (0 if one.model is None else folders.base.num_bytes) for one in folders.experts)
 
 

@@ -1,4 +1,4 @@
-"""From shapes alone: the device memory of evolving a swarm, as core-space or as dense genotypes."""
+"""From shapes only: the device memory of evolving a swarm, as core-space or as dense genotypes."""
 
 import dataclasses
 import math
@@ -124,7 +124,7 @@ def table(plan: Plan, device_gb: float) -> Table:
   result.add_column("bytes", justify="right")
   result.add_column("what it is")
   notes = {
-    "base model": "read once a step for all children" if plan.share_base else "",
+    "base model": "read once per step for all children" if plan.share_base else "",
     "bases": f"orthonormal, {100 * parts.get('bases', 0) / parts['base model']:.1f}% of the base model",
     "experts": f"{plan.experts} genotypes",
     "archives": f"{plan.elites:,} elites of {human(elite)}"

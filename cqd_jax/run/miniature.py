@@ -11,25 +11,27 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from cqd_jax.config.settings import ExperimentSettings, TrainingSettings
+from cqd_jax.engines.text_interface import TextInterface
+from cqd_jax.genotypes.space import Space
 from cqd_jax.operators import task_vector
-from cqd_jax.run.context import Suite
 from cqd_jax.store.params import load_params, save_params
-from cqd_jax.tasks.evaluation import Evaluation
+from cqd_jax.tasks.problem import task_scores
 from cqd_jax.tasks.skills.training import MINIATURE, Trainer
 from cqd_jax.tasks.task import Example
+from cqd_jax.tasks.text import TextProblem
 from cqd_jax.terminal.interrupt import Interrupt
 from cqd_jax.terminal.progress import progress
-from cqd_jax.types import Params, PRNGKey
+from cqd_jax.types import Genotype, Params
 
 FIRST_CHECK, STEPS_BETWEEN_CHECKS = 24, 4
-RECIPE = 1
-"""Raised whenever training changes in a way that its settings do not tell, so that no stale expert is reused."""
+RECIPE = 2
+"""Raised whenever training changes in a way that its settings do not show, so that no stale expert is reused."""
 
 
 def load_or_train(
   settings: ExperimentSettings,
-  suite: Suite,
-  key: PRNGKey,
+  problem: TextProblem,
+  interface: TextInterface,
   console: Console,
   interrupt: Interrupt,
 ) -> tuple[Params, dict[str, Params]]:
@@ -41,14 +43,14 @@ def load_or_train(
     ValueError: if a cached file is damaged, naming it.
     Stopped: if somebody asked for it.
   """
-  examples = {task.name: list(task.examples("train")) for task in suite.tasks}
-  folder = settings.cache_dir / _fingerprint(settings, examples)
+  examples = dict(zip(problem.task_names, problem.examples("train"), strict=True))
+  folder = settings.cache_dir / _fingerprint(settings, problem, examples)
   paths = {name: folder / f"{name}.safetensors" for name in ("base", *examples)}
   if all(path.is_file() for path in paths.values()):
     console.print(f"base and experts: from {folder}", highlight=False)
-  trainer = Trainer(MINIATURE, batch_size=settings.training.rows, row_length=settings.training.row_length)
+  trainer = Trainer(interface.config, batch_size=settings.training.rows, row_length=settings.training.row_length)
   if not paths["base"].is_file():
-    base = _train_base(settings, trainer, examples, suite.validation, key, console, interrupt)
+    base = _train_base(settings, trainer, examples, problem, console, interrupt)
     save_params(paths["base"], base)
   base = _load_cached(paths["base"])
   for index, (name, own) in enumerate(examples.items()):
@@ -67,15 +69,14 @@ def _load_cached(path: Path) -> Params:
   try:
     return load_params(path)
   except ValueError as error:
-    raise ValueError(f"{error}; delete it to have it made anew") from error
+    raise ValueError(f"{error}; delete it to have it made again") from error
 
 
 def _train_base(
   settings: ExperimentSettings,
   trainer: Trainer,
   examples: dict[str, list[Example]],
-  validation: Evaluation,
-  key: PRNGKey,
+  problem: TextProblem,
   console: Console,
   interrupt: Interrupt,
 ) -> Params:
@@ -89,12 +90,12 @@ def _train_base(
       if steps < FIRST_CHECK or steps % STEPS_BETWEEN_CHECKS:
         advance()
         return False
-      score = float(validation(jax.tree.map(lambda leaf: leaf[None], params)).mean())
+      score = float(task_scores(problem.score("validation", *as_population(params)).values).mean())
       advance(note=f"validation {score:.3f}")
       return score >= training.base_stop_at
 
     return trainer.fit(
-      trainer.init(key),
+      trainer.init(jax.random.split(jax.random.key(settings.seed), 3)[0]),
       mixture,
       steps=training.base_schedule_steps,
       schedule_steps=training.base_schedule_steps,
@@ -136,15 +137,25 @@ def _train_expert(
     )
 
 
-def _fingerprint(settings: ExperimentSettings, examples: dict[str, list[Example]]) -> str:
-  """Names all that the weights depend on."""
+def as_population(params: Params) -> tuple[Genotype, Space]:
+  """A model that is not written as a difference, as a population of one; its weights stay where they are."""
+  population = jax.tree.map(lambda leaf: leaf[None], params)
+  return population, whole_models(population)
+
+
+def whole_models(population: Genotype) -> Space:
+  """The space of models that are not written as differences."""
+  return Space("whole", "elementwise", base=population, initial=population, materialize=lambda models: models)
+
+
+def _fingerprint(settings: ExperimentSettings, problem: TextProblem, examples: dict[str, list[Example]]) -> str:
+  """Names all that the weights depend on; the order of the tasks, which learning rates and seeds follow, as well."""
   content = {
     "recipe": RECIPE,
     "seed": settings.seed,
     "training": TypeAdapter(TrainingSettings).dump_python(settings.training, mode="json"),
-    "validation": settings.tasks.validation,  # it decides when the base stops
-    "max_new_tokens": settings.max_new_tokens,
+    "validation": problem.fingerprint("validation"),  # it decides when the base stops
     "model": str(MINIATURE),
-    "examples": {name: [(example.prompt, example.answer) for example in own] for name, own in examples.items()},
+    "examples": [[name, [(example.prompt, example.answer) for example in own]] for name, own in examples.items()],
   }
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,10 +1,11 @@
-"""`cqd evolve CONFIG --dry-run`: whether an experiment would run, what memory and how much work it takes.
+"""`cqd evolve CONFIG --dry-run`: whether an experiment would run; the memory, disk and work it takes.
 
 Configs, headers and tokenizers are opened; of weights only those that must be compared with the base, as a stored copy
-of its embedding.
+of its embedding. Nothing is executed, so it needs no sandbox.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,17 +13,19 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from cqd_jax.config.settings import BaselineSettings, ConfigError, ExperimentSettings, check_settings
+from cqd_jax.config.plugs import Plug, resolve
+from cqd_jax.config.settings import ConfigError, ExperimentSettings, check_settings
+from cqd_jax.engines.text_interface import TextInterface, interface_of, miniature_interface
 from cqd_jax.genotypes import group_leaves
 from cqd_jax.hub.experts import Expert, open_expert
 from cqd_jax.hub.load import ModelFolder, open_pretrained
 from cqd_jax.models.hf_layout import param_shapes
-from cqd_jax.run.context import check_questions, tasks_of
 from cqd_jax.run.folders import Folders
-from cqd_jax.run.loop import mesh_of
-from cqd_jax.run.memory import Plan, human, table
-from cqd_jax.run.text_interface import TextInterface, interface_of, miniature_interface
-from cqd_jax.sandbox.sandbox import probe
+from cqd_jax.run.memory import Plan, human, num_bytes, table
+from cqd_jax.run.rehearsal import rehearse
+from cqd_jax.run.text_run import check_questions, make_engine, mesh_of, names_of_experts, tasks_of
+from cqd_jax.sandbox.sandbox import installed
+from cqd_jax.tasks.episode import Episode, as_episode
 from cqd_jax.tasks.task import Split, Task
 from cqd_jax.trees import num_parameters
 
@@ -35,10 +38,10 @@ bandwidth."""
 
 
 def dry_run(settings: ExperimentSettings, console: Console) -> None:
-  """Checks an experiment and tells what it takes.
+  """Checks an experiment and reports what it takes.
 
   Raises:
-    ConfigError: with everything that is wrong, a line each.
+    ConfigError: with everything that is wrong, one line each.
   """
   problems: list[str] = []
 
@@ -54,9 +57,7 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
     problems.append(f"{settings.run_dir}: already exists")
   tasks = attempt(lambda: tasks_of(settings))
   attempt(lambda: check_settings(settings, len(settings.tasks.names)))
-  if not settings.unsafe and (reason := probe()) is not None:
-    problems.append(f"nothing isolates answers here: {reason}")
-  folders, language = None, miniature_interface() if settings.base is None else None
+  folders, interface = None, miniature_interface() if settings.base is None else None
   if settings.base is not None:
     place = settings.base
     base = attempt(lambda: open_pretrained(place))
@@ -65,29 +66,37 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
     else:
       opened = [attempt(functools.partial(open_expert, folder, base)) for folder in settings.experts]
       folders = Folders(base, tuple(expert for expert in opened if expert is not None))
-      language = attempt(functools.partial(interface_of, base))
+      interface = attempt(functools.partial(interface_of, base))
   if tasks is not None:
     own_tasks = tasks
     attempt(lambda: check_questions(own_tasks))
   questions = None
-  if tasks is not None and language is not None:
-    questions = attempt(functools.partial(_questions, tasks, language))
+  if tasks is not None and interface is not None:
+    questions = attempt(functools.partial(_questions, tasks, interface))
+    attempt(functools.partial(make_engine, settings, interface))
+    if not problems:
+      attempt(functools.partial(rehearse, settings, interface, len(tasks)))
   if problems:
     raise ConfigError("this experiment cannot run:\n" + "\n".join(f"  {problem}" for problem in problems))
   assert tasks is not None
-  assert language is not None
+  assert interface is not None
   assert questions is not None
   if folders is not None:
     console.print(_models_table(settings, folders))
   longest = max(map(max, questions.values()))
-  console.print(_memory_table(settings, language, folders, longest))
-  console.print(_work_table(settings, language, tasks, questions))
-  context = language.settings.get("max_position_embeddings")
+  console.print(_memory_table(settings, interface, folders, longest))
+  console.print(_disk_table(settings, interface, folders))
+  console.print(_work_table(settings, interface, tasks, questions))
+  context = interface.settings.get("max_position_embeddings")
   if isinstance(context, int) and longest + settings.max_new_tokens > context:
     console.print(
       f"Mind: questions have up to {longest} tokens and answers up to {settings.max_new_tokens}; the model is for "
       f"{context}",
       highlight=False,
+    )
+  if not settings.unsafe and not installed():
+    console.print(
+      "Mind: nothing isolates answers here (bubblewrap is not installed), so evolve will refuse", highlight=False
     )
   console.print("No weights were loaded, nothing was written; the experiment can run.", highlight=False)
 
@@ -98,7 +107,8 @@ def _models_table(settings: ExperimentSettings, folders: Folders) -> Table:
     shown.add_column(column, overflow="fold", justify="right" if column == "on disk" else "left")
   base = folders.base
   shown.add_row("base", str(base.folder), _what(base), base.dtype.name, human(base.num_bytes))
-  for task, expert in zip(settings.tasks.names, folders.experts, strict=True):
+  names = names_of_experts(settings, tuple(plug.use for plug in settings.tasks.names))
+  for task, expert in zip(names, folders.experts, strict=True):
     what = expert.kind if expert.adapter is None else f"LoRA adapter of rank {_rank(expert)}"
     shown.add_row(f"expert {task}", str(expert.folder), what, _dtype(expert), human(expert.num_bytes))
   return shown
@@ -121,67 +131,93 @@ def _dtype(expert: Expert) -> str:
   return next(iter(expert.adapter.modules.values())).a.dtype.name if expert.adapter.modules else ""
 
 
-def _questions(tasks: tuple[Task, ...], language: TextInterface) -> dict[Split, list[int]]:
-  """The numbers of tokens of all questions of the splits that are asked."""
+def _questions(tasks: tuple[Task | Episode, ...], interface: TextInterface) -> dict[Split, list[int]]:
+  """The numbers of tokens with which all dialogues of the splits that are asked begin."""
   splits: tuple[Split, ...] = ("validation", "test")
   return {
-    split: [len(language.encode(example.prompt)) for task in tasks for example in task.examples(split)]
+    split: [
+      len(interface.encode(episode.opening(example)))
+      for episode in map(as_episode, tasks)
+      for example in episode.examples(split)
+    ]
     for split in splits
   }
 
 
 def _memory_table(
-  settings: ExperimentSettings, language: TextInterface, folders: Folders | None, prompt_tokens: int
+  settings: ExperimentSettings, interface: TextInterface, folders: Folders | None, prompt_tokens: int
 ) -> Table:
-  evolution = settings.evolution
+  return table(_plan(settings, interface, folders, prompt_tokens), DEVICE_GB)
+
+
+def _plan(settings: ExperimentSettings, interface: TextInterface, folders: Folders | None, prompt_tokens: int) -> Plan:
+  evolution, genotype = settings.evolution, settings.evolution.genotype
   rank = 0
-  if evolution.genotype != "dense":
-    whole = min(language.config.hidden_size, language.config.intermediate_size)
-    of_full = evolution.rank or whole
+  if genotype.use != "dense":
+    whole = min(interface.config.hidden_size, interface.config.intermediate_size)
+    of_full = genotype.settings.get("rank", 16) or whole
     experts = folders.experts if folders is not None else (None,)
     rank = max(of_full if expert is None or expert.adapter is None else _rank(expert) for expert in experts)
+  num_experts = _num_experts(settings)
+  group = int(settings.engine.settings.get("candidates_per_batch", 1))
   questions = len(settings.tasks.names) * settings.tasks.validation
-  plan = Plan(
+  return Plan(
     name=settings.name if folders is None else folders.base.folder.name,
-    config=language.config,
+    config=interface.config,
     rank=rank,
-    experts=len(settings.tasks.names),
-    elites=len(settings.tasks.names) + evolution.children,  # as many slots as individuals will ever be
+    experts=num_experts,
+    elites=num_experts + evolution.children,  # as many slots as individuals will ever be
     population=evolution.batch_size,
-    group=math.gcd(evolution.batch_size, settings.candidates_per_batch),
-    prompts=math.ceil(questions / settings.prompt_buckets),
+    group=group,
+    prompts=math.ceil(questions / int(settings.engine.settings.get("prompt_buckets", 6))),
     prompt_tokens=prompt_tokens,
     answer_tokens=settings.max_new_tokens,
     dtype="float32" if folders is None else folders.base.dtype.name,
     embeddings=folders is None or any(_changes_embeddings(expert) for expert in folders.experts),
-    share_base=evolution.share_base,
-    elite_bytes=_elite_bytes(settings, language),
-    written_out=_written_out(settings),
+    share_base=bool(genotype.settings.get("share_base", False)),
+    elite_bytes=_elite_bytes(settings, interface),
+    written_out=group,
     unstacked=False,
   )
-  return table(plan, DEVICE_GB)
 
 
-def _elite_bytes(settings: ExperimentSettings, language: TextInterface) -> int | None:
+def _elite_bytes(settings: ExperimentSettings, interface: TextInterface) -> int | None:
   """Of an individual that is merge coefficients; None: it is another one."""
-  evolution = settings.evolution
-  if evolution.genotype != "coefficients":
+  genotype = settings.evolution.genotype
+  if genotype.use != "coefficients":
     return None
-  groups = group_leaves(param_shapes(language.config), evolution.coefficient_granularity)
-  return 4 * len(settings.tasks.names) * groups.size
+  groups = group_leaves(param_shapes(interface.config), str(genotype.settings.get("granularity", "kernel")))
+  return 4 * _num_experts(settings) * groups.size
 
 
-def _written_out(settings: ExperimentSettings) -> int:
-  """The most models that are written out at the same time: a batch of children, of a search, or all that there is at
-  the beginning."""
-  evolution, baselines = settings.evolution, settings.baselines
-  starts = len(evolution.coefficient_starts) if evolution.genotype == "coefficients" else 0
-  beginning = len(settings.tasks.names) + starts
-  return max(evolution.batch_size, beginning, baselines.batch_size if _num_searches(baselines) else 0)
+def _num_experts(settings: ExperimentSettings) -> int:
+  return len(settings.experts) or len(settings.tasks.names)
 
 
-def _num_searches(baselines: BaselineSettings) -> int:
-  return sum((baselines.random_search, baselines.cma_es_model, baselines.cma_es_kernel, baselines.nsga2_model))
+def _disk_table(settings: ExperimentSettings, interface: TextInterface, folders: Folders | None) -> Table:
+  """What the run directory will hold at most."""
+  plan = _plan(settings, interface, folders, 1)
+  parts = num_bytes(plan)
+  whole, elite = parts["base model"], parts["archives"] // plan.elites
+  output = settings.output
+  models = {"all": plan.elites, "best": len(settings.tasks.names), "none": 0}[output.elites] + 2
+  trained = 0 if folders is not None else 1 + plan.experts
+  adapters = output.form == "adapters"
+  each = elite if adapters and plan.rank and plan.elite_bytes is None else whole
+  rows = {
+    "models": (models * each + trained * whole, f"{models} {'adapters' if adapters else 'whole models'} at most"),
+    "checkpoints": (output.checkpoints_kept * parts["archives"], f"the last {output.checkpoints_kept}"),
+    "core space": (parts.get("bases", 0) + (parts["experts"] if plan.rank else 0), "bases and experts"),
+  }
+  shown = Table(title="Disk, at most")
+  for column in ("part", "bytes", "what it is"):
+    shown.add_column(column, justify="right" if column == "bytes" else "left")
+  for name, (size, what) in rows.items():
+    if size:
+      shown.add_row(name, human(size), what)
+  shown.add_section()
+  shown.add_row("in all", human(sum(size for size, _ in rows.values())), str(settings.run_dir or settings.runs_dir))
+  return shown
 
 
 def _changes_embeddings(expert: Expert) -> bool:
@@ -189,19 +225,23 @@ def _changes_embeddings(expert: Expert) -> bool:
 
 
 def _work_table(
-  settings: ExperimentSettings, language: TextInterface, tasks: tuple[Task, ...], questions: dict[Split, list[int]]
+  settings: ExperimentSettings,
+  interface: TextInterface,
+  tasks: tuple[Task | Episode, ...],
+  questions: dict[Split, list[int]],
 ) -> Table:
   """Models to be scored, tokens, and what that takes; answers are counted as long as they may be."""
-  baselines, children = settings.baselines, settings.evolution.children
-  searches = _num_searches(baselines)
+  children, budgets = settings.evolution.children, [_budget(settings, plug) for plug in settings.methods]
+  swarms = 1 + len(budgets)
+  rows = 1 + _num_experts(settings) + 1 + len(budgets) + 2
   shown = Table(title="Work, at most (answers are counted as long as they may be)")
   for column in ("stage", "models", "answers", "tokens read", "tokens written", "FLOPs", "time on one accelerator"):
     shown.add_column(column, justify="left" if column == "stage" else "right")
-  parameters = num_parameters(param_shapes(language.config))
+  parameters = num_parameters(param_shapes(interface.config))
   stages: list[tuple[str, int, Split]] = [
-    ("evolving", len(tasks) + children, "validation"),
-    ("comparing", len(baselines.scales) + searches * children, "validation"),
-    ("final table", _rows(baselines, len(tasks), searches) + sum(settings.swarm_sizes[-1:]) * (2 + searches), "test"),
+    ("evolving", _num_experts(settings) + children, "validation"),
+    ("comparing", sum(budgets), "validation"),
+    ("final table", rows + max(settings.swarm_sizes, default=0) * (1 + swarms), "test"),
   ]
   total = 0.0
   for name, models, split in stages:
@@ -209,9 +249,9 @@ def _work_table(
     read, written = models * sum(questions[split]), answers * settings.max_new_tokens
     flops = 2.0 * parameters * (read + written)
     # a step of decoding reads all weights once for a bucket of prompts
-    steps = models * settings.prompt_buckets * settings.max_new_tokens
-    if settings.evolution.share_base:
-      steps = math.ceil(steps / settings.candidates_per_batch)
+    steps = models * int(settings.engine.settings.get("prompt_buckets", 6)) * settings.max_new_tokens
+    if settings.evolution.genotype.settings.get("share_base"):
+      steps = math.ceil(steps / int(settings.engine.settings.get("candidates_per_batch", 1)))
     hours = max(flops / USEFUL_FLOPS, steps * 2.0 * parameters / BYTES_A_SECOND) / 3600
     total += hours
     shown.add_row(name, f"{models:,}", f"{answers:,}", f"{read:,}", f"{written:,}", f"{flops:.2g}", _duration(hours))
@@ -228,5 +268,9 @@ def _duration(hours: float) -> str:
   return f"{60 * hours:.0f} min" if hours >= 1 / 60 else "less than a minute"
 
 
-def _rows(baselines: BaselineSettings, num_tasks: int, searches: int) -> int:
-  return 1 + num_tasks + 1 + bool(baselines.scales) + searches + 2
+def _budget(settings: ExperimentSettings, plug: Plug) -> int:
+  """Individuals that a method scores at most."""
+  own = {name: value for name, value in plug.settings.items() if name != "name"}
+  make = resolve("methods", Plug(plug.use, own), "methods")
+  scales = inspect.signature(make).parameters.get("scales")
+  return len(scales.default) if scales is not None else settings.evolution.children

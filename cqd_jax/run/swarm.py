@@ -12,26 +12,26 @@ import numpy as np
 from rich.console import Console
 
 from cqd_jax.archive import Grid
-from cqd_jax.config.settings import MeshSettings
-from cqd_jax.genotypes import CoreBasis
+from cqd_jax.genotypes.space import Space
 from cqd_jax.hub.save import whole_folder
 from cqd_jax.hub.save_adapter import save_adapter
 from cqd_jax.run.artifacts import (
+  HubWriter,
   about_aggregate,
   about_elite,
   card_of,
   chosen_slots,
+  core_of,
   elite_name,
-  write_merge,
 )
-from cqd_jax.run.context import RunContext, open_suite
-from cqd_jax.run.experiment import open_lab, run_keys
-from cqd_jax.run.files import RunFiles, open_run, read_settings
-from cqd_jax.run.loop import Evolution, Evolved, aggregated
-from cqd_jax.run.seeds import markdown
+from cqd_jax.run.commands import restored
+from cqd_jax.run.compare import aggregated
+from cqd_jax.run.context import RunContext
+from cqd_jax.run.files import RunFiles, open_run
+from cqd_jax.run.loop import Searched
 from cqd_jax.store.individuals import Individuals
+from cqd_jax.store.markdown import markdown_table
 from cqd_jax.store.run_dir import RunDirError, locked, write_json, write_text
-from cqd_jax.terminal.interrupt import Interrupt
 from cqd_jax.terminal.progress import progress
 from cqd_jax.trees import widen
 from cqd_jax.types import Genotype
@@ -51,7 +51,7 @@ class ExportSettings:
 
   Attributes:
     form: "hf" or "peft".
-    elites: "all", "best" (of each archive), "none" (the best of all alone), or identities, as "3,17".
+    elites: "all", "best" (of each archive), "none" (only the best of all), or identities, as "3,17".
     rank: of adapters; None: the smallest that is exact.
     dtype: of the factors of adapters.
     keep_vectors: whether adapters hold changed norms and biases, which vLLM does not take.
@@ -70,16 +70,14 @@ class _Member:
 
   Attributes:
     name: of its folder.
-    about: what `model.json` tells.
-    merged: the individual of the merge space.
-    core: the individual of the core space of evolution; None if there is none.
+    about: what `model.json` says.
+    genotype: the individual, leaves `[...]`.
     cells: where it is in the archives that hold it.
   """
 
   name: str
   about: dict[str, Any]
-  merged: Genotype
-  core: Genotype | None
+  genotype: Genotype
   cells: dict[str, dict[str, int]]
 
 
@@ -100,36 +98,30 @@ def export(run_dir: Path, out: Path, settings: ExportSettings, console: Console)
     raise RunDirError(f"{out}: already exists; nothing was overwritten")
   if settings.form == "hf" and settings != ExportSettings("hf", settings.elites):
     raise ValueError("--rank, --dtype and --drop-vectors are of adapters; expected --format peft")
-  # Nothing is computed that a mesh would be needed for.
-  run_settings = dataclasses.replace(read_settings(files), mesh=MeshSettings())
-  with (
-    locked(run_dir),
-    open_suite(run_settings) as suite,
-    open_lab(files, run_settings, suite, console, Interrupt()) as lab,
-  ):
-    evolved = Evolution(lab, files.path, run_keys(run_settings).evolve).restore()
-    base = str(run_settings.base or (files.models / "base").absolute())
-    members = _members(lab, evolved, settings.elites)
-    individuals = lab.history.individuals()
+  with locked(run_dir), restored(files, console) as (context, searched):
+    assert isinstance(context.writer, HubWriter)
+    base = context.writer.base
+    members = _members(context, searched, settings.elites)
+    people = context.history.individuals(searched.method.name)
     entries = []
     with whole_folder(out) as unfinished, progress(console, f"writing {settings.form}", len(members)) as advance:
       for member in members:
-        entries.append(_write(lab, evolved, unfinished, member, base, individuals, settings))
+        entries.append(_write(context, searched.space, unfinished, member, people, settings))
         advance(note=member.name)
-      write_text(
-        unfinished / "README.md", _readme(base, entries, settings, files, lab.task_names, shared=lab.merges.share_base)
-      )
-      about = {"run": files.path.name, "base": base, "format": settings.form, "tasks": lab.task_names}
-      write_json(unfinished / MAP, {**about, **_describe_cells(evolved), "members": entries})
+      shared = searched.space.share_base
+      write_text(unfinished / "README.md", _readme(base, entries, settings, files, context.task_names, shared=shared))
+      about = {"run": files.path.name, "base": base, "format": settings.form, "tasks": list(context.task_names)}
+      write_json(unfinished / MAP, {**about, **_describe_cells(searched), "members": entries})
   console.print(
-    f"{len(entries)} models in {out}: {MAP} maps them to cells and scores, README.md tells how to serve them"
+    f"{len(entries)} models in {out}: {MAP} maps them to cells and scores, README.md says how to serve them"
   )
   return out
 
 
-def _members(lab: RunContext, evolved: Evolved, which: str) -> list[_Member]:
+def _members(context: RunContext, searched: Searched, which: str) -> list[_Member]:
   """The chosen elites, and the aggregate."""
-  repertoire = evolved.repertoire
+  repertoire = searched.repertoire
+  assert repertoire is not None
   if which in ("all", "best", "none"):
     slots = chosen_slots(repertoire, which)
   else:
@@ -147,92 +139,84 @@ def _members(lab: RunContext, evolved: Evolved, which: str) -> list[_Member]:
     slots = [by_identity[one] for one in dict.fromkeys(wanted)]
   members = []
   for slot in slots:
-    genotype = repertoire.individual(slot).genotype
-    about = about_elite(lab, repertoire, slot)
-    core = evolved.space.cores(genotype) if evolved.space.cores else None
-    members.append(
-      _Member(elite_name(about["identity"]), about, evolved.space.merged(genotype), core, _cells(lab, evolved, about))
-    )
-  merged = aggregated(evolved).model
-  assert merged is not None
-  core = merged if lab.merges.basis is not None else None
-  return [*members, _Member("aggregate", about_aggregate(lab, evolved), merged, core, {})]
+    about = about_elite(context, repertoire, slot)
+    cells = _cells(context, searched, about)
+    members.append(_Member(elite_name(about["identity"]), about, repertoire.individual(slot).genotype, cells))
+  return [*members, _Member("aggregate", about_aggregate(context, searched), aggregated(searched), {})]
 
 
 def _write(
-  lab: RunContext,
-  evolved: Evolved,
+  context: RunContext,
+  space: Space,
   out: Path,
   member: _Member,
-  base: str,
-  individuals: Individuals,
+  people: Individuals,
   settings: ExportSettings,
 ) -> dict[str, Any]:
   """Writes one model; its entry of the map."""
-  about = member.about
+  about, writer = member.about, context.writer
+  assert isinstance(writer, HubWriter)
   entry = {
     "name": member.name,
     "identity": about.get("identity"),
     "scores": about.get("validation_scores"),
     "cells": member.cells,
-    "rounding": _rounding(lab, member.merged),
+    "rounding": _rounding(space, member.genotype),
   }
+  card = card_of(context, about, member.name, people, adapter=settings.form == "peft")
   if settings.form == "hf":
-    write_merge(lab, out / member.name, member.merged, about, individuals)
+    writer.whole(out / member.name, space.leaves(member.genotype), {**about, "seed": context.seed}, card)
     return entry
-  if member.core is not None:
-    basis, core = lab.merges.basis or evolved.space.basis, member.core
-    assert basis is not None
-  else:  # a dense task vector spans a core space of its own, with bases that are not rounded
-    wide = jax.tree.map(widen, (lab.merges.base, member.merged))
-    basis = CoreBasis.from_experts(wide[0], [wide[1]])
-    core = jax.tree.map(lambda leaf: leaf[0], basis.experts)
+  basis, core = core_of(space, member.genotype)
   written = save_adapter(
     out / member.name,
     basis,
     core,
-    lab.suite.language.config,
-    base_name=base,
+    writer.interface.config,
+    base_name=writer.base,
     rank=settings.rank,
     dtype=settings.dtype,
     keep_vectors=settings.keep_vectors,
-    card=card_of(lab, about, member.name, individuals, adapter=True),
+    card=card,
   )
   return {**entry, **written._asdict()}
 
 
-def _rounding(lab: RunContext, merged: Genotype) -> float:
+def _rounding(space: Space, genotype: Genotype) -> float:
   """The share of a task vector, by norm, that is lost where base plus task vector is rounded to the base's dtype."""
-  base, basis = lab.merges.base, lab.merges.basis
+  base = space.base
   if all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(base)):
     return 0.0
   own = jax.tree.map(widen, base)  # in whose dtype the task vector is then written out
-  wide = merged if basis is None else basis.replace(base=own).task_vector(merged)
+  basis, core = core_of(space, genotype)
+  wide = basis.replace(base=own).task_vector(core)
   lost = norm = 0.0
   for leaf, change, (_, rounded) in zip(
-    jax.tree.leaves(own), jax.tree.leaves(wide), lab.merges.leaves(merged), strict=True
+    jax.tree.leaves(own), jax.tree.leaves(wide), space.leaves(genotype), strict=True
   ):
     error = widen(rounded) - leaf - widen(change)
     lost, norm = lost + float(jnp.vdot(error, error)), norm + float(jnp.vdot(widen(change), widen(change)))
   return (lost / norm) ** 0.5 if norm else 0.0
 
 
-def _cells(lab: RunContext, evolved: Evolved, about: dict[str, Any]) -> dict[str, dict[str, int]]:
+def _cells(context: RunContext, searched: Searched, about: dict[str, Any]) -> dict[str, dict[str, int]]:
   """By archive that holds an elite, its cell along each of the other tasks."""
-  grid = evolved.repertoire.cells
+  repertoire = searched.repertoire
+  grid = None if repertoire is None else repertoire.cells
   if not isinstance(grid, Grid):
     return {name: {} for name in about["archives"]}
   bins = np.asarray(grid.bins(np.array([list(about["validation_scores"].values())], np.float32)))[0].tolist()
-  own = dict(zip(lab.task_names, bins, strict=True))
+  own = dict(zip(context.task_names, bins, strict=True))
   return {name: {task: cell for task, cell in own.items() if task != name} for name in about["archives"]}
 
 
-def _describe_cells(evolved: Evolved) -> dict[str, Any]:
+def _describe_cells(searched: Searched) -> dict[str, Any]:
   """The edges of the cells along each task."""
-  grid = evolved.repertoire.cells
+  repertoire = searched.repertoire
+  grid = None if repertoire is None else repertoire.cells
   if not isinstance(grid, Grid):
     return {}
-  return {"edges": [np.asarray(grid.edges(task)).tolist() for task in range(evolved.repertoire.num_tasks)]}
+  return {"edges": [np.asarray(grid.edges(task)).tolist() for task in range(grid.num_tasks)]}
 
 
 def _readme(
@@ -272,7 +256,7 @@ def _readme(
     scores = [f"{entry['scores'][task]:.3f}" if entry["scores"] else "" for task in tasks]
     more = [str(entry["rank"]), f"{entry['relative_error']:.4f}"] if settings.form == "peft" else []
     rows.append([entry["name"], *scores, *more])
-  return "\n".join([*lines, markdown(header, rows)])
+  return "\n".join([*lines, markdown_table(header, rows)])
 
 
 def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -287,7 +271,7 @@ def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
   if refused:
     lines += [
       f"{len(refused)} of them ({refused[0]}, ...) hold changed norms or biases, which peft takes and vLLM refuses:",
-      "for vLLM export with `--drop-vectors`; the table then tells what that leaves out.",
+      "for vLLM export with `--drop-vectors`; the table then reports what that leaves out.",
       "",
     ]
   if rank > VLLM_RANKS[-1]:

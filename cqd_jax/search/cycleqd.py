@@ -83,7 +83,7 @@ class CycleQD:
     return repertoire, emitter_state, self._metrics_fn(repertoire)
 
   def ask(self, repertoire: CyclingRepertoire, emitter_state: State, key: PRNGKey) -> tuple[Genotype, ExtraScores]:
-    """Children to be scored, leaves `[P, ...]`, and what the emitter tells of them (`parents`, `archive`)."""
+    """Children to be scored, leaves `[P, ...]`, and what the emitter reports of them (`parents`, `archive`)."""
     genotypes, extra_info = self._emitter.emit(repertoire, emitter_state, key)
     return genotypes, extra_info
 
@@ -138,5 +138,5 @@ class CycleQD:
 
   def _score(self, genotypes: Genotype, key: PRNGKey) -> tuple[Array | np.ndarray, ExtraScores]:
     if self._scoring_fn is None:
-      raise ValueError("scoring_fn: None, so children can only be told (ask, tell), not scored here")
+      raise ValueError("scoring_fn: None, so use ask and tell; nothing can be scored here")
     return self._scoring_fn(genotypes, key)

@@ -5,7 +5,7 @@ Inside QDax's own `MAPElites` it is given one ordinary archive. `CycleQDEmitter`
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ from cqd_jax.archive.cells import Grid, grid_coordinates, other_tasks
 from cqd_jax.archive.repertoire import EMPTY, CyclingRepertoire
 from cqd_jax.archive.selectors import Rule, elite_sampling, select_pairs
 from cqd_jax.checks import check_population
+from cqd_jax.operators.crossover import Child
+from cqd_jax.search.schedules import SCHEDULES, Schedule, num_distinct
 from cqd_jax.types import ArrayField, ExtraScores, Genotype, PRNGKey
 
 Crossover: TypeAlias = Callable[[PRNGKey, Genotype, Genotype], Any]
 Mutation: TypeAlias = Callable[..., Genotype]
-Schedule: TypeAlias = Literal["cycle", "round_robin", "fixed"]
 
 
 class CycleQDState(EmitterState):
@@ -41,18 +42,20 @@ class CycleQDEmitter(Emitter):
   """Emits children of pairs of elites: `mutation(key, crossover(key, first, second))`.
 
   Args:
-    batch_size: P, children an iteration.
-    crossover: operator on two individuals, as `partial(linear_merge, std=0.01)`.
+    batch_size: P, children per iteration.
+    crossover: operator on two individuals, as `partial(linear_crossover, std=0.01)`. It returns a `Child`, or only the
+      child's genotype.
     mutation: operator on one individual, as `partial(svd_mutation, max_scale=2)`; None for none. With `task_context`
       it gets a third argument: the entry of the active task, as the factors of `expert_svd_mutation`.
-    task_context: leaves `[K, ...]`, one entry a task.
+    task_context: leaves `[K, ...]`, one entry per task.
     rule: which elites become parents; see `cqd_jax.archive.selectors`.
     schedule: where parents come from at iteration t (counted in units of `flip_interval`). "cycle": all from archive
       t mod K, the paper. "round_robin": those of child p from archive (t + p) mod K, what the asynchronous workers of
-      the reference code amount to. "fixed": all from archive 0, the paper's ablation without cycling.
+      the reference code amount to. "fixed": all from archive 0, the paper's ablation without cycling. Or a function as
+      in `cqd_jax.search.schedules`.
     flip_interval: iterations after which the schedule moves on.
-    crossover_has_aux: whether `crossover` returns a pair of the child and something to be told of it, as
-      `partial(linear_merge, std=0.01, with_weights=True)` does.
+    crossover_has_aux: whether `crossover` returns a pair of the child and something to report of it, as
+      `partial(linear_merge, std=0.01, with_weights=True)` does. A `Child` needs no such word.
 
   Raises:
     ValueError: naming the argument that is out of range.
@@ -68,7 +71,7 @@ class CycleQDEmitter(Emitter):
     mutation: Mutation | None = None,
     task_context: Genotype | None = None,
     rule: Rule = elite_sampling,
-    schedule: Schedule = "cycle",
+    schedule: str | Schedule = "cycle",
     flip_interval: int = 1,
     crossover_has_aux: bool = False,
   ):
@@ -76,7 +79,7 @@ class CycleQDEmitter(Emitter):
       raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     if flip_interval < 1:
       raise ValueError(f"flip_interval: expected at least 1, got {flip_interval}")
-    if schedule not in ("cycle", "round_robin", "fixed"):
+    if not callable(schedule) and schedule not in SCHEDULES:
       raise ValueError(f"schedule: expected 'cycle', 'round_robin' or 'fixed', got {schedule!r}")
     if task_context is not None and mutation is None:
       raise ValueError("task_context: given, but there is no mutation that could use it")
@@ -85,7 +88,7 @@ class CycleQDEmitter(Emitter):
     self._mutation = mutation
     self._task_context = task_context
     self._rule = rule
-    self._schedule = schedule
+    self._schedule = schedule if callable(schedule) else SCHEDULES[schedule]
     self._flip_interval = flip_interval
     self._crossover_has_aux = crossover_has_aux
 
@@ -122,8 +125,8 @@ class CycleQDEmitter(Emitter):
 
     Returns:
       The genotypes, leaves `[P, ...]`, and `{"parents": [P, 2], "archive": [P]}`: the identities of the parents (-1
-      where the repertoire keeps none) and the archive they come from. With `crossover_has_aux` also "crossover": what
-      the crossover tells, leaves `[P, ...]`.
+      where the repertoire keeps none) and the archive they come from. Where the crossover returns a `Child` also
+      "note": its note, and with `crossover_has_aux` "crossover": what it reports; leaves `[P, ...]` of both.
     """
     assert repertoire is not None
     assert emitter_state is not None
@@ -142,6 +145,8 @@ class CycleQDEmitter(Emitter):
     extra_info: ExtraScores = {"parents": identities, "archive": archives}
     if self._crossover_has_aux:
       children, extra_info["crossover"] = children
+    elif isinstance(children, Child):
+      children, extra_info["note"] = children
     if self._mutation is not None:
       keys = jax.random.split(mutation_key, self._batch_size)
       children = self._mutate(keys, children, emitter_state.task_context, archives)
@@ -168,7 +173,7 @@ class CycleQDEmitter(Emitter):
     assert self._mutation is not None
     if task_context is None:
       return jax.vmap(self._mutation)(keys, children)
-    if self._schedule == "round_robin":
+    if not getattr(self._schedule, "same_for_all", False):
       contexts = jax.tree.map(lambda leaf: leaf[archives], task_context)
       return jax.vmap(self._mutation)(keys, children, contexts)
     # All children are of one archive: its entry is taken once, and not copied for each of them.
@@ -176,25 +181,23 @@ class CycleQDEmitter(Emitter):
     return jax.vmap(self._mutation, in_axes=(0, 0, None))(keys, children, context)
 
   def _active_archives(self, iteration: Int[Array, ""], num_tasks: int) -> Int[Array, "P"]:
-    children = jnp.arange(self._batch_size, dtype=jnp.int32)
-    turn = iteration // self._flip_interval
-    if self._schedule == "fixed":
-      return jnp.zeros_like(children)
-    return (turn + (children if self._schedule == "round_robin" else jnp.zeros_like(children))) % num_tasks
+    return self._schedule(iteration // self._flip_interval, self._batch_size, num_tasks).astype(jnp.int32)
 
   def _select_in_archives(
     self, repertoire: CyclingRepertoire, archives: Int[Array, "P"], key: PRNGKey
   ) -> Int[Array, "P 2"]:
     """Slots of the parents. Probabilities are worked out once for each archive that the batch draws from."""
-    num_distinct = min(self._batch_size, repertoire.num_tasks) if self._schedule == "round_robin" else 1
-    share = -(-self._batch_size // num_distinct)
-    distinct = archives[:num_distinct]
+    known = num_distinct(self._schedule, self._batch_size, repertoire.num_tasks)
+    num = repertoire.num_tasks if known is None else known
+    share = self._batch_size if known is None else -(-self._batch_size // num)
+    distinct = jnp.arange(num, dtype=jnp.int32) if known is None else archives[:num]
     probabilities = jax.vmap(lambda archive: self._probabilities(repertoire, archive))(distinct)
-    pairs = jax.vmap(select_pairs, in_axes=(0, 0, None))(jax.random.split(key, num_distinct), probabilities, share)
-    slots = jnp.take_along_axis(repertoire.slots[distinct], pairs.reshape(num_distinct, -1), axis=1)
-    # Child p draws from the archive numbered p mod num_distinct, its p // num_distinct-th pair.
-    by_turn = slots.reshape(num_distinct, share, 2).swapaxes(0, 1).reshape(-1, 2)
-    return by_turn[: self._batch_size]
+    pairs = jax.vmap(select_pairs, in_axes=(0, 0, None))(jax.random.split(key, num), probabilities, share)
+    slots = jnp.take_along_axis(repertoire.slots[distinct], pairs.reshape(num, -1), axis=1).reshape(num, share, 2)
+    if known is None:  # of each archive a pair for every child, who takes that of its own
+      return slots[archives, jnp.arange(self._batch_size)]
+    # Child p draws from the archive numbered p mod num, its p // num-th pair.
+    return slots.swapaxes(0, 1).reshape(-1, 2)[: self._batch_size]
 
   def _probabilities(self, repertoire: CyclingRepertoire, archive: Int[Array, ""]) -> Float[Array, "N"]:
     slots = repertoire.slots[archive]

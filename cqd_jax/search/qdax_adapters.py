@@ -12,6 +12,7 @@ from qdax.core.emitters.emitter import Emitter, EmitterState
 
 from cqd_jax.archive.repertoire import CyclingRepertoire
 from cqd_jax.checks import check_population
+from cqd_jax.operators import Child
 from cqd_jax.search.emitters import Crossover, Mutation, split_scores
 from cqd_jax.types import ArrayField, ExtraScores, Genotype, PRNGKey
 
@@ -27,11 +28,15 @@ def as_mutation_fn(mutation: Mutation) -> Callable[[Genotype, PRNGKey], Genotype
 
 
 def as_variation_fn(crossover: Crossover) -> Callable[[Genotype, Genotype, PRNGKey], Genotype]:
-  """An operator `crossover(key, first, second)` as the `variation_fn` of QDax's emitters, batched."""
+  """An operator `crossover(key, first, second)` as the `variation_fn` of QDax's emitters, batched.
+
+  Of a `Child` the genotype is taken; QDax's emitters have no place for the note.
+  """
 
   def variation_fn(first: Genotype, second: Genotype, key: PRNGKey) -> Genotype:
     keys = jax.random.split(key, check_population(first, "first"))
-    return jax.vmap(crossover)(keys, first, second)
+    children = jax.vmap(crossover)(keys, first, second)
+    return children.genotype if isinstance(children, Child) else children
 
   return variation_fn
 

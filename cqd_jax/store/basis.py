@@ -1,4 +1,4 @@
-"""A core space on disk. Genotypes mean nothing without it, and made anew elsewhere it may be another."""
+"""A core space on disk. Genotypes mean nothing without it, and made again elsewhere it may be another."""
 
 from pathlib import Path
 from typing import Any

@@ -31,7 +31,7 @@ class Checkpoints:
 
   A checkpoint appears whole or not at all. `save` returns as soon as the arrays are safe from donation; writing goes on
   in the background, and an error of it is raised by the next `save`, `wait` or `close`. Each checkpoint carries
-  checksums of its leaves, which are compared when it is read: Orbax alone restores a flipped bit without a word.
+  checksums of its leaves, which are compared when it is read: Orbax by itself restores a flipped bit without a word.
 
   Args:
     folder: made if need be.

@@ -1,10 +1,12 @@
-"""The history of a run in one SQLite file: every individual ever scored, the metrics of every batch, every evaluation.
+"""The history of a run in one SQLite file: every individual of every method, the metrics of every batch, every score.
 
 Ask it with any SQLite tool, also while the run goes on:
 
 ```sql
-SELECT identity, batch, parent_1, parent_2, score_coding FROM individuals WHERE took_coding ORDER BY score_coding DESC;
-SELECT batch, json_extract(metrics, '$.coverage') FROM batches;
+SELECT identity, batch, parent_1, parent_2, score_coding FROM individuals
+WHERE method = 'CycleQD' AND took_coding ORDER BY score_coding DESC;
+SELECT identity, json_extract(note, '$.angle') FROM individuals WHERE method = 'CycleQD';
+SELECT batch, json_extract(metrics, '$.coverage') FROM batches WHERE method = 'CycleQD';
 ```
 
 A batch is written in one transaction, so a killed run leaves whole batches. A resumed run makes the batches after its
@@ -14,19 +16,22 @@ checkpoint again, with the same result; what is already there is then left as it
 import contextlib
 import dataclasses
 import json
+import math
 import sqlite3
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from cqd_jax.archive.cells import Cells, cells_from_json, cells_to_json
 from cqd_jax.store.individuals import Individuals
 
-FORMAT = 1
+FORMAT = 2
 BUSY_SECONDS = 60.0
 
 
@@ -43,7 +48,7 @@ class Batch:
     identities: `[P]` int.
     archive: `[P]` int, where the parents come from; -1: none.
     parents: `[P, 2]` int identities; -1: none.
-    weights: for each the merge weights `[2, G]`; None without parents.
+    notes: for each what its method reports of it, by name, in JSON's types; "weights" are merge weights `[2, G]`.
     mutation: for each what was done after merging; "" for nothing.
     scores: `[P, K]`; NaN where scoring failed.
     taken: `[P, K]` bool.
@@ -55,24 +60,12 @@ class Batch:
   identities: np.ndarray
   archive: np.ndarray
   parents: np.ndarray
-  weights: Sequence[np.ndarray | None]
+  notes: Sequence[Mapping[str, Any]]
   mutation: Sequence[str]
   scores: np.ndarray
   taken: np.ndarray
   seconds: float
   metrics: Mapping[str, Any]
-
-
-class Scored(NamedTuple):
-  """How P models were scored on B questions of each of K tasks.
-
-  Attributes:
-    passed: `[P, K, B]` bool, which questions each answers right.
-    seconds: that it took.
-  """
-
-  passed: np.ndarray
-  seconds: float
 
 
 class History:
@@ -100,7 +93,7 @@ class History:
       raise HistoryError(f"{path}: could not be opened ({error})") from error
     except sqlite3.DatabaseError as error:
       raise HistoryError(
-        f"{path}: damaged ({error}); moved elsewhere, the run is made anew from its experts by resuming"
+        f"{path}: damaged ({error}); moved elsewhere, resuming makes the run again from its experts"
       ) from error
 
   def __enter__(self) -> "History":
@@ -115,38 +108,60 @@ class History:
     """Closes the file."""
     self._connection.close()
 
-  @property
-  def num_batches(self) -> int:
-    """How many batches are written, the initial population included."""
-    (count,) = self._connection.execute("SELECT count(*) FROM batches").fetchone()
+  def methods(self) -> list[str]:
+    """The names of the methods, in the order in which they began."""
+    return [name for (name,) in self._connection.execute("SELECT name FROM methods ORDER BY number")]
+
+  def describe(self, method: str, *, cells: Cells) -> None:
+    """Keeps how the archives of a method are cut into cells."""
+    text = json.dumps(cells_to_json(cells))
+    with self._writing():
+      self._begin(method)
+      self._connection.execute("UPDATE methods SET cells = ? WHERE name = ?", (text, method))
+
+  def cells(self, method: str) -> Cells | None:
+    """What `describe` kept; None if the method has no archives."""
+    row = self._connection.execute("SELECT cells FROM methods WHERE name = ?", (method,)).fetchone()
+    try:
+      return None if row is None or row[0] is None else cells_from_json(json.loads(row[0]))
+    except (ValueError, KeyError, TypeError) as error:
+      raise HistoryError(f"{self._path}: damaged, the cells of {method!r} cannot be read ({error})") from error
+
+  def num_batches(self, method: str) -> int:
+    """How many batches of a method are written, the initial population included."""
+    (count,) = self._connection.execute("SELECT count(*) FROM batches WHERE method = ?", (method,)).fetchone()
     return int(count)
 
-  def add(self, batch: Batch) -> None:
-    """Writes a batch.
+  def add(self, method: str, batch: Batch) -> None:
+    """Writes a batch of a method.
 
-    One that is there already is left as it is, if it tells of the same individuals. Else (another version of some
-    library rounds differently) it and all that follow are written anew, with a warning.
+    One that is there already is left as it is, if it has the same individuals. Else (another version of some
+    library rounds differently) it and all that follow are written again, with a warning.
 
     Raises:
-      ValueError: if the batch before it is not there.
+      ValueError: if the batch before it is not there; naming a note that cannot be kept.
     """
-    rows = self._rows(batch)
-    if batch.number < self.num_batches:
-      if self._deterministic(self._individual_rows(batch.number)) == self._deterministic(rows):
+    rows = self._rows(method, batch)
+    there = self.num_batches(method)
+    if batch.number < there:
+      if self._deterministic(self._individual_rows(method, batch.number)) == self._deterministic(rows):
         return
       if batch.number == 0:
-        raise HistoryError(f"{self._path}: began with other experts, or other questions, than these")
-      warnings.warn(f"{self._path}: from batch {batch.number} on it came out differently; written anew", stacklevel=2)
-    elif batch.number > self.num_batches:
-      raise ValueError(f"batch: expected number {self.num_batches} next, got {batch.number}")
+        raise HistoryError(f"{self._path}: {method!r} began with other experts, or other questions, than these")
+      warnings.warn(
+        f"{self._path}: {method!r} came out differently from batch {batch.number} on; written again", stacklevel=2
+      )
+    elif batch.number > there:
+      raise ValueError(f"batch: expected number {there} next, got {batch.number}")
     marks = ", ".join("?" * len(rows[0]))
     with self._writing():
+      self._begin(method)
       for table in ("individuals", "batches"):
-        self._connection.execute(f"DELETE FROM {table} WHERE batch >= ?", (batch.number,))
+        self._connection.execute(f"DELETE FROM {table} WHERE method = ? AND batch >= ?", (method, batch.number))
       self._connection.executemany(f"INSERT INTO individuals VALUES ({marks})", rows)
       self._connection.execute(
-        "INSERT INTO batches VALUES (?, ?, ?, ?)",
-        (batch.number, json.dumps(_finite(dict(batch.metrics))), batch.seconds, time.time()),
+        "INSERT INTO batches VALUES (?, ?, ?, ?, ?)",
+        (method, batch.number, json.dumps(_plain(dict(batch.metrics), "metrics")), batch.seconds, time.time()),
       )
 
   @contextlib.contextmanager
@@ -158,13 +173,13 @@ class History:
     finally:
       self._connection.rollback()
 
-  def individuals(self) -> Individuals:
-    """All individuals, in the order of identity."""
-    rows = self._individual_rows()
+  def individuals(self, method: str) -> Individuals:
+    """All individuals of a method, in the order of identity."""
+    rows = self._individual_rows(method)
     num_tasks = len(self.task_names)
-    columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * (8 + 2 * num_tasks)
-    _, batch, archive, first, second, weights, mutation, seconds = columns[:8]
-    scores, taken = columns[8 : 8 + num_tasks], columns[8 + num_tasks :]
+    columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * (9 + 2 * num_tasks)
+    _, _, batch, archive, first, second, notes, mutation, seconds = columns[:9]
+    scores, taken = columns[9 : 9 + num_tasks], columns[9 + num_tasks :]
 
     def pairs(one: Sequence[Any], other: Sequence[Any]) -> np.ndarray:
       return np.array([one, other], float).T.reshape(-1, 2)
@@ -173,44 +188,58 @@ class History:
       born=np.array(batch, int),
       archive=np.array([-1 if value is None else value for value in archive], int),
       parents=np.nan_to_num(pairs(first, second), nan=-1).astype(int),
-      weights=[None if text is None else np.array(json.loads(text)) for text in weights],
+      notes=[json.loads(text) for text in notes],
       mutation=[str(text) for text in mutation],
       scores=np.array(scores, float).T.reshape(-1, num_tasks),
       taken=np.array(taken, bool).T.reshape(-1, num_tasks),
       seconds=np.array(seconds, float),
     )
 
-  def metrics(self) -> dict[str, np.ndarray]:
+  def metrics(self, method: str) -> dict[str, np.ndarray]:
     """Figures after each batch, the batches on the leading axis from batch 1 on; and their "seconds"."""
-    rows = self._connection.execute("SELECT metrics, seconds FROM batches WHERE batch > 0 ORDER BY batch").fetchall()
+    rows = self._connection.execute(
+      "SELECT metrics, seconds FROM batches WHERE method = ? AND batch > 0 ORDER BY batch", (method,)
+    ).fetchall()
     if not rows:
       return {}
     figures = [json.loads(text) for text, _ in rows]
     named = {name: np.array([entry[name] for entry in figures], float) for name in figures[0]}
     return {**named, "seconds": np.array([seconds for _, seconds in rows])}
 
-  def recall(self, split: str, models: str) -> Scored | None:
-    """What `remember` was told of models on a split, if it was; `models` names them by content."""
-    row = self._connection.execute(
-      "SELECT passed, shape, seconds FROM evaluations WHERE split = ? AND models = ?", (split, models)
-    ).fetchone()
-    if row is None:
-      return None
-    bits, shape, seconds = np.frombuffer(row[0], np.uint8), json.loads(row[1]), row[2]
-    return Scored(np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape), seconds)
+  def recall(self, split: str, problem: str, names: Sequence[str]) -> dict[str, tuple[np.ndarray, float]]:
+    """Of those individuals that were scored: values `[K, B]` float32, and seconds that it took, by name.
 
-  def remember(self, split: str, models: str, scored: Scored) -> None:
-    """Writes how models were scored, so that they need never be asked again."""
-    passed = scored.passed
+    Args:
+      split: whose questions.
+      problem: its fingerprint; scores of another one are not recalled.
+      names: of individuals, by their content.
+    """
+    known = {}
+    for name in dict.fromkeys(names):
+      row = self._connection.execute(
+        "SELECT scored, shape, seconds FROM evaluations WHERE split = ? AND problem = ? AND individual = ?",
+        (split, problem, name),
+      ).fetchone()
+      if row is not None:
+        values = np.frombuffer(zlib.decompress(row[0]), np.float32).reshape(json.loads(row[1]))
+        known[name] = (values, float(row[2]))
+    return known
+
+  def remember(self, split: str, problem: str, values: Mapping[str, np.ndarray], seconds: float) -> None:
+    """Writes how individuals were scored, values `[K, B]` by name, so that they are never scored again."""
+    rows = [
+      (split, problem, name, zlib.compress(np.asarray(own, np.float32).tobytes(), 1), json.dumps(own.shape), seconds)
+      for name, own in values.items()
+    ]
     with self._writing():
-      self._connection.execute(
-        "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)",
-        (split, models, np.packbits(passed).tobytes(), json.dumps(passed.shape), scored.seconds),
-      )
+      self._connection.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+  def _begin(self, method: str) -> None:
+    self._connection.execute("INSERT OR IGNORE INTO methods (name) VALUES (?)", (method,))
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """One transaction; what the file itself is not to blame for is told with its name."""
+    """One transaction; what the file itself is not to blame for is reported with its name."""
     try:
       with self._connection:
         yield
@@ -226,14 +255,15 @@ class History:
     with self._connection:
       self._connection.execute("BEGIN")
       for statement in (
-        "CREATE TABLE individuals (identity INTEGER PRIMARY KEY, batch INTEGER NOT NULL, archive INTEGER, "
-        "parent_1 INTEGER, parent_2 INTEGER, merge_weights TEXT, mutation TEXT NOT NULL, seconds REAL NOT NULL"
-        f"{scores}{taken})",
-        "CREATE INDEX individuals_of_batch ON individuals (batch)",
-        "CREATE TABLE batches (batch INTEGER PRIMARY KEY, metrics TEXT NOT NULL, seconds REAL NOT NULL, "
-        "written_at REAL NOT NULL)",
-        "CREATE TABLE evaluations (split TEXT NOT NULL, models TEXT NOT NULL, passed BLOB NOT NULL, "
-        "shape TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (split, models))",
+        "CREATE TABLE methods (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, cells TEXT)",
+        "CREATE TABLE individuals (method TEXT NOT NULL, identity INTEGER NOT NULL, batch INTEGER NOT NULL, "
+        "archive INTEGER, parent_1 INTEGER, parent_2 INTEGER, note TEXT NOT NULL, mutation TEXT NOT NULL, "
+        f"seconds REAL NOT NULL{scores}{taken}, PRIMARY KEY (method, identity))",
+        "CREATE INDEX individuals_of_batch ON individuals (method, batch)",
+        "CREATE TABLE batches (method TEXT NOT NULL, batch INTEGER NOT NULL, metrics TEXT NOT NULL, "
+        "seconds REAL NOT NULL, written_at REAL NOT NULL, PRIMARY KEY (method, batch))",
+        "CREATE TABLE evaluations (split TEXT NOT NULL, problem TEXT NOT NULL, individual TEXT NOT NULL, "
+        "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (split, problem, individual))",
         "CREATE TABLE tasks (number INTEGER PRIMARY KEY, name TEXT NOT NULL)",
       ):
         self._connection.execute(statement)
@@ -252,15 +282,16 @@ class History:
       raise HistoryError(f"{self._path}: is of the tasks {found}, not of {list(task_names)}")
     return found
 
-  def _rows(self, batch: Batch) -> list[tuple[Any, ...]]:
+  def _rows(self, method: str, batch: Batch) -> list[tuple[Any, ...]]:
     size = len(batch.identities)
     return [
       (
+        method,
         int(batch.identities[p]),
         batch.number,
         _known(batch.archive[p]),
         *map(_known, batch.parents[p]),
-        None if (weights := batch.weights[p]) is None else json.dumps(np.asarray(weights, float).tolist()),
+        json.dumps({name: _plain(value, f"notes[{p}]: {name!r}") for name, value in batch.notes[p].items()}),
         batch.mutation[p],
         batch.seconds / size,
         *(float(score) if np.isfinite(score) else None for score in batch.scores[p]),
@@ -269,14 +300,16 @@ class History:
       for p in range(size)
     ]
 
-  def _individual_rows(self, batch: int | None = None) -> list[tuple[Any, ...]]:
-    where, arguments = ("WHERE batch = ?", (batch,)) if batch is not None else ("", ())
-    return self._connection.execute(f"SELECT * FROM individuals {where} ORDER BY identity", arguments).fetchall()
+  def _individual_rows(self, method: str, batch: int | None = None) -> list[tuple[Any, ...]]:
+    where, arguments = ("AND batch = ?", (method, batch)) if batch is not None else ("", (method,))
+    return self._connection.execute(
+      f"SELECT * FROM individuals WHERE method = ? {where} ORDER BY identity", arguments
+    ).fetchall()
 
   @staticmethod
   def _deterministic(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Rows without the seconds."""
-    return [row[:7] + row[8:] for row in rows]
+    return [row[:8] + row[9:] for row in rows]
 
 
 def _quoted(name: str) -> str:
@@ -287,10 +320,20 @@ def _known(value: Any) -> int | None:
   return int(value) if value >= 0 else None
 
 
-def _finite(value: Any) -> Any:
-  """JSON has no infinities: what is not finite becomes null."""
-  if isinstance(value, dict):
-    return {name: _finite(entry) for name, entry in value.items()}
-  if isinstance(value, list):
-    return [_finite(entry) for entry in value]
-  return value if np.isfinite(value) else None
+def _plain(value: Any, name: str) -> Any:
+  """A value as JSON has it. JSON has no infinities: what is not finite becomes null.
+
+  Raises:
+    ValueError: naming it, if it is no JSON.
+  """
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    return {key: _plain(entry, name) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(entry, name) for entry in value]
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if value is None or isinstance(value, str | int):
+    return value
+  raise ValueError(f"{name}: expected numbers, text, and lists or names of these, got {type(value).__name__}")

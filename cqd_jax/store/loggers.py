@@ -28,7 +28,7 @@ class TensorBoardLogger:
 
   Args:
     folder: for the event files; a new one is added for each logger.
-    first_step: TensorBoard forgets what earlier files tell of this step and later ones: a resumed run tells it anew.
+    first_step: TensorBoard forgets what earlier files tell of this step and later ones: a resumed run reports it again.
   """
 
   def __init__(self, folder: Path, *, first_step: int = 0):

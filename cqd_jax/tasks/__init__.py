@@ -1,6 +1,30 @@
-"""Tasks: what a model is judged by."""
+"""What a model is judged by: problems, and the tasks and episodes that text problems are made of."""
 
+from cqd_jax.tasks.episode import Engine, Episode, Message, Request
 from cqd_jax.tasks.execution import Execute, Harness, Job, Outcome
+from cqd_jax.tasks.problem import Problem, Sample, Scored, task_scores
 from cqd_jax.tasks.task import Example, Split, Task, grade, grade_population
+from cqd_jax.tasks.text import TextProblem
+from cqd_jax.tasks.traced import TracedProblem
 
-__all__ = ["Example", "Execute", "Harness", "Job", "Outcome", "Split", "Task", "grade", "grade_population"]
+__all__ = [
+  "Engine",
+  "Episode",
+  "Example",
+  "Execute",
+  "Harness",
+  "Job",
+  "Message",
+  "Outcome",
+  "Problem",
+  "Request",
+  "Sample",
+  "Scored",
+  "Split",
+  "Task",
+  "TextProblem",
+  "TracedProblem",
+  "grade",
+  "grade_population",
+  "task_scores",
+]

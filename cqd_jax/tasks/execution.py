@@ -1,6 +1,7 @@
 """What a task asks to have executed, and what comes back: the meeting point of tasks and sandboxes."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +17,7 @@ class Harness:
 
   Attributes:
     name: unique name, by which jobs refer to the harness.
-    source: Python source that uses the standard library alone and defines `run(payload) -> JSON`. It may define
+    source: Python source that uses only the standard library and defines `run(payload) -> JSON`. It may define
       `prepare(setup)`, called once in each worker before any answer; what it leaves in module globals is inherited
       by every job as its own copy. Import all that `run` needs at the top: it is then paid for once. It may define
       `furnish()`, called in an empty folder: every job begins in a folder that holds what it wrote, and that is
@@ -56,3 +57,22 @@ class Outcome:
 
 Execute: TypeAlias = Callable[[Sequence[Job]], list[Outcome]]
 """Executes jobs, each isolated from the others; outcomes in the order of the jobs."""
+
+
+def execute_distinct(jobs: Sequence[Job], execute: Execute) -> list[Outcome]:
+  """The outcomes of jobs, each distinct one executed once.
+
+  Raises:
+    ValueError: if `execute` gives too few or too many outcomes.
+  """
+  distinct: dict[tuple[str, str], int] = {}
+  # by its text, because payloads need not be hashable, and 1, 1.0 and True are different payloads
+  places = [distinct.setdefault((job.harness, json.dumps(job.payload)), len(distinct)) for job in jobs]
+  fresh: list[Job] = []
+  for job, place in zip(jobs, places, strict=True):
+    if place == len(fresh):
+      fresh.append(job)
+  outcomes = execute(fresh) if fresh else []
+  if len(outcomes) != len(fresh):
+    raise ValueError(f"execute: expected {len(fresh)} outcomes, got {len(outcomes)}")
+  return [outcomes[place] for place in places]

@@ -21,19 +21,18 @@ class Doubling:
 
 The answer is text that a model wrote, so it is executed only by the harness, inside a sandbox, and the verdict is
 formed by `passed`, outside, from plain JSON that has to be distrusted: compare it with something that never entered
-the sandbox, and mind that `True == 1 == 1.0` in Python. Keep the payload of `job` free of what the example alone
+the sandbox, and mind that `True == 1 == 1.0` in Python. Keep the payload of `job` free of what only the example
 knows where you can: equal payloads are executed once.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
 
-from cqd_jax.tasks.execution import JSON, Execute, Harness, Job, Outcome
+from cqd_jax.tasks.execution import JSON, Execute, Harness, Job, Outcome, execute_distinct
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 
@@ -76,7 +75,7 @@ class Task(Protocol):
 
 
 def grade(task: Task, examples: Sequence[Example], answers: Sequence[str], execute: Execute) -> Bool[np.ndarray, " B"]:
-  """Executes one answer an example and returns which were right, `[B]` bool.
+  """Executes one answer per example and returns which were right, `[B]` bool.
 
   Raises:
     ValueError: if there are not as many answers as examples.
@@ -107,22 +106,14 @@ def grade_population(
     ValueError: if the nesting is not `[K][B]` and `[P][K][B]`, or `execute` returns too few or too many outcomes.
   """
   num_questions = _check_nesting(tasks, examples, answers)
-  distinct: dict[tuple[str, str], int] = {}
-  jobs: list[Job] = []
-  questions: list[tuple[Task, Example, int]] = []
-  for candidate in answers:
-    for task, asked, given in zip(tasks, examples, candidate, strict=True):
-      for example, answer in zip(asked, given, strict=True):
-        job = task.job(example, answer)
-        # by its text, because payloads need not be hashable, and 1, 1.0 and True are different payloads
-        index = distinct.setdefault((job.harness, json.dumps(job.payload)), len(jobs))
-        if index == len(jobs):
-          jobs.append(job)
-        questions.append((task, example, index))
-  outcomes = execute(jobs) if jobs else []
-  if len(outcomes) != len(jobs):
-    raise ValueError(f"execute: expected {len(jobs)} outcomes, got {len(outcomes)}")
-  verdicts = [task.passed(example, outcomes[index]) for task, example, index in questions]
+  questions = [
+    (task, example, task.job(example, answer))
+    for candidate in answers
+    for task, asked, given in zip(tasks, examples, candidate, strict=True)
+    for example, answer in zip(asked, given, strict=True)
+  ]
+  outcomes = execute_distinct([job for _, _, job in questions], execute)
+  verdicts = [task.passed(example, outcome) for (task, example, _), outcome in zip(questions, outcomes, strict=True)]
   return np.array(verdicts, dtype=bool).reshape(len(answers), len(tasks), num_questions)
 
 

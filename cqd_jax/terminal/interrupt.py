@@ -34,7 +34,7 @@ def interruptible(announce: Callable[[str], None]) -> Iterator[Interrupt]:
   Elsewhere than in the main thread, where Python takes no signals, the block runs as it would without.
 
   Args:
-    announce: told what is going to happen after the first signal.
+    announce: called with what is going to happen after the first signal.
   """
   interrupt = Interrupt()
   if threading.current_thread() is not threading.main_thread():

@@ -14,7 +14,7 @@ from cqd_jax.inspect.measure import KINDS, InspectedExpert, Inspection
 
 
 def expert_of(tmp_path, name, **changes):
-  """A full model of low rank, unless told otherwise."""
+  """A full model of low rank, unless stated otherwise."""
   figures = {
     "folder": tmp_path / name,
     "kind": "full model",

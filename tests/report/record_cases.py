@@ -63,7 +63,7 @@ def make_record(num_tasks=3, children=60, batch=4, finished=True, voronoi=False,
   edges = None if voronoi else make_edges(num_tasks)
   archives = Archives(num_tasks, edges, draw.uniform(0, 0.9, (num_tasks, NUM_CENTROIDS, num_tasks - 1)))
   scores = [*np.round(expert_scores(draw, num_tasks), 2)]
-  born, archive, parents, weights, mutation = ([value] * num_tasks for value in (0, -1, (-1, -1), None, ""))
+  born, archive, parents, notes, mutation = ([value] * num_tasks for value in (0, -1, (-1, -1), {}, ""))
   taken = [*archives.offer(scores, range(num_tasks), scores)]
   metrics = {name: [] for name in ("coverage", "qd_score", "max_fitness", "best_mean", "num_elites", "seconds")}
   for number in range(1, -(-children // batch) + 1):
@@ -74,7 +74,7 @@ def make_record(num_tasks=3, children=60, batch=4, finished=True, voronoi=False,
       pair = draw.choice(elites, 2).tolist()
       drawn = draw.normal(1, 0.3, (2, 1))
       parents.append(tuple(pair))
-      weights.append(drawn / drawn.sum())
+      notes.append({"weights": (drawn / drawn.sum()).tolist()})
       failed = (identity - num_tasks) % 29 == 28
       scores.append(np.full(num_tasks, np.nan) if failed else child_scores(draw, scores[pair[0]], scores[pair[1]]))
     born += [number] * len(identities)
@@ -91,7 +91,7 @@ def make_record(num_tasks=3, children=60, batch=4, finished=True, voronoi=False,
     finished=finished,
     task_names=task_names,
     num_planned=children if finished else 2 * children,
-    facts={"seed": str(seed), "device": "cpu", "questions a task": "100 validation, 300 test", "version": "0.1.0"},
+    facts={"seed": str(seed), "device": "cpu", "questions per task": "100 validation, 300 test", "version": "0.1.0"},
     settings=f"name: skills\nseed: {seed}\nevolution:\n  children: {children}\n  candidates_per_batch: {batch}\n",
     edges=edges,
     bins=None if edges is None else np.array([archives.bins(row) for row in table]),
@@ -99,7 +99,7 @@ def make_record(num_tasks=3, children=60, batch=4, finished=True, voronoi=False,
       born=np.array(born),
       archive=np.array(archive),
       parents=np.array(parents),
-      weights=weights,
+      notes=notes,
       mutation=mutation,
       scores=table,
       taken=np.array(taken),
@@ -160,11 +160,11 @@ def make_rows(draw, task_names):
 
 
 def make_samples(task_names):
-  """Four questions a task; the answers to the last of each are wrong, and of several lines."""
+  """Four questions per task; the answers to the last of each are wrong, and of several lines."""
   samples = []
   for name in task_names:
     for number in range(1, 5):
       gold = f"def f(x):\n  return x * {number}"
       answer = gold if number < 4 else "def f(x):\n  return x & x < 3  # <b>not</b> right"
-      samples.append(Sample(name, f"{name}: multiply a number by {number}", gold, answer, number < 4))
+      samples.append(Sample(name, f"{name}: multiply a number by {number}", gold, answer, float(number < 4)))
   return samples

@@ -42,7 +42,7 @@ def record_of(scores, parents, born, **changes):
     born=born,
     archive=np.where(born > 0, 0, -1),
     parents=parents,
-    weights=[None] * size,
+    notes=[{}] * size,
     mutation=[""] * size,
     scores=scores,
     taken=taken,

@@ -47,6 +47,10 @@ def embedded(text):
   return json.loads(Page(text).texts[2])
 
 
+def with_notes(record, notes):
+  return dataclasses.replace(record, individuals=dataclasses.replace(record.individuals, notes=notes))
+
+
 CASES = {
   "two tasks": {"num_tasks": 2},
   "three tasks": {},
@@ -86,6 +90,7 @@ def test_the_policy_lets_in_the_one_style_and_the_one_script():
   assert policy.startswith("default-src 'none';")
   assert re.search("style-src ([^;]*)", policy)[1] == digest(style)
   assert re.search("script-src ([^;]*)", policy)[1] == digest(script)
+  assert re.search("img-src ([^;]*)", policy)[1] == "data:"
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -100,7 +105,8 @@ def test_the_figures_in_the_page_are_those_of_the_record(case):
   np.testing.assert_array_equal(shown["born"], individuals.born)
   np.testing.assert_array_equal(shown["archive"], individuals.archive)
   assert [shown["mutations"][i] for i in shown["mutation"]] == list(individuals.mutation)
-  for mine, theirs in zip(shown["weights"], individuals.weights, strict=True):
+  for one, mine in enumerate(shown["weights"]):
+    theirs = individuals.weights(one)
     assert (mine is None) == (theirs is None)
     if theirs is not None:
       np.testing.assert_allclose(mine, theirs[:, 0], atol=6e-6)
@@ -119,10 +125,25 @@ def test_the_figures_in_the_page_are_those_of_the_record(case):
 
 def test_weights_of_many_groups_are_told_by_mean_least_largest_and_number():
   record = make_record(children=8)
-  weights = list(record.individuals.weights)
-  weights[5] = np.array([[0.25, 0.5, 0.75, 1.0], [0.75, 0.5, 0.25, 0.0]])
-  record = dataclasses.replace(record, individuals=dataclasses.replace(record.individuals, weights=weights))
-  assert embedded(render_report(record))["weights"][5] == [[0.625, 0.25, 1.0, 4], [0.375, 0.0, 0.75, 4]]
+  notes = list(record.individuals.notes)
+  notes[5] = {"weights": [[0.25, 0.5, 0.75, 1.0], [0.75, 0.5, 0.25, 0.0]]}
+  assert embedded(render_report(with_notes(record, notes)))["weights"][5] == [
+    [0.625, 0.25, 1.0, 4],
+    [0.375, 0.0, 0.75, 4],
+  ]
+
+
+def test_other_notes_are_a_few_words_each():
+  record = make_record(children=8)
+  notes = list(record.individuals.notes)
+  notes[5] = {"rate": 0.12345, "weights": [[0.5], [0.5]], "sigmas": [0.1, 0.3], HOSTILE: HOSTILE}
+  shown = embedded(render_report(with_notes(record, notes)))
+  said = " ".join(HOSTILE.split())[:79] + "\u2026"
+  assert shown["notes"][4:6] == [
+    [],
+    [["rate", "0.123"], ["sigmas", "0.2 on average, 0.1 to 0.3 over 2"], [HOSTILE, said]],
+  ]
+  assert shown["weights"][5] == [0.5, 0.5]
 
 
 def test_hostile_text_stays_data():
@@ -138,16 +159,24 @@ def test_hostile_text_stays_data():
     rows=[
       {"name": HOSTILE, "scores": {f"{HOSTILE} 0": 0.5}, "mean": 0.5, "minimum": 0.5, "evaluations": 0, "solved": {}}
     ],
-    samples=[Sample(HOSTILE, HOSTILE, HOSTILE, HOSTILE, True)],
+    samples=[Sample(HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, [(HOSTILE, "iVBORw0KGgo=")])],
   )
   text = render_report(hostile)
   text.encode("utf-8")
   assert Page(text).elements == plain
   shown = embedded(text)
-  assert shown["samples"] == [[HOSTILE, HOSTILE, HOSTILE, HOSTILE, True]]
+  assert shown["samples"] == [[HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, [[HOSTILE, "iVBORw0KGgo="]]]]
   assert shown["settings"] == HOSTILE
   assert shown["tasks"][1] == f"{HOSTILE} 1"
   assert Page(text).texts[0] == name
+
+
+def test_scores_of_samples_are_exact():
+  scores = [1.0, 0.0, 0.9999999, -2.5, 3.0, float("nan"), float("-inf")]
+  samples = [Sample("coding", "?", "", "", score) for score in scores]
+  shown = embedded(render_report(dataclasses.replace(make_record(children=8), samples=samples)))
+  assert [sample[4] for sample in shown["samples"]] == [1.0, 0.0, 0.9999999, -2.5, 3.0, None, None]
+  assert [sample.passed for sample in samples] == [True, False, False, False, True, False, False]
 
 
 def test_what_is_not_finite_is_null():

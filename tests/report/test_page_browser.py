@@ -1,5 +1,6 @@
 """The report in a real browser, opened from its file: what the mouse, the slider and the keys do."""
 
+import base64
 import dataclasses
 import json
 import shutil
@@ -9,6 +10,7 @@ import pytest
 from record_cases import make_record
 
 from cqd_jax.report.page import write_report
+from cqd_jax.report.png import png_bytes
 from cqd_jax.report.record import Sample
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra `test` has it)")
@@ -166,13 +168,38 @@ def test_hovering_a_cell_tells_scores_parents_weights_and_birth(page):
   assert f"born in batch {individuals.born[one]}" in tooltip.text
   for score in individuals.scores[one]:
     assert f"{score:.3f}" in tooltip.text
-  for parent, (weight,) in zip(individuals.parents[one], individuals.weights[one], strict=True):
+  for parent, (weight,) in zip(individuals.parents[one], individuals.weights(one), strict=True):
     name = f"expert {RECORD.task_names[parent]}" if parent < 3 else f"{parent}"
     assert f"{name} ({weight:.2f})" in tooltip.text
   assert f"archive {RECORD.task_names[individuals.archive[one]]}" in tooltip.text
   assert "expert_svd 0.3" in tooltip.text
   page.hover("#scores-title")
   assert not tooltip.is_displayed()
+
+
+def test_hovering_tells_all_other_notes(browser):
+  one = strongest(1)
+  notes = list(RECORD.individuals.notes)
+  notes[one] = {"rate": 0.12345, "sigmas": [0.1, 0.3], HOSTILE: HOSTILE, "x" * 200: "y" * 200}
+  browser.open(dataclasses.replace(RECORD, individuals=dataclasses.replace(RECORD.individuals, notes=notes)))
+  browser.hover(f"[data-archive='1'] .cell[data-id='{one}']")
+  names, texts = browser.texts("#tooltip dt"), browser.texts("#tooltip dd")
+  assert dict(zip(names, texts, strict=True)).items() >= {
+    ("rate", "0.123"),
+    ("sigmas", "0.2 on average, 0.1 to 0.3 over 2"),
+    (HOSTILE, HOSTILE),
+    ("x" * 200, "y" * 79 + "\u2026"),
+  }
+  script = """
+    const right = document.getElementById("tooltip").getBoundingClientRect().right;
+    return [...document.querySelectorAll("#tooltip dt, #tooltip dd")].every((e) => {
+      const range = document.createRange();
+      range.selectNodeContents(e);
+      return range.getBoundingClientRect().right <= right;
+    })"""
+  assert browser.run(script)
+  assert browser.run("return document.querySelectorAll('img').length") == 0
+  assert browser.complaints() == []
 
 
 def test_the_tooltip_stays_within_the_window_and_off_its_cell(page):
@@ -280,7 +307,7 @@ def test_choosing_an_elite_draws_its_ancestors_and_their_lines(page):
 def test_hovering_a_line_tells_the_merge_weight_and_a_click_on_an_ancestor_chooses_it(page):
   one = strongest(0)
   page.run("choose(arguments[0])", one)
-  parent, weight = int(RECORD.individuals.parents[one][0]), RECORD.individuals.weights[one][0, 0]
+  parent, weight = int(RECORD.individuals.parents[one][0]), RECORD.individuals.weights(one)[0, 0]
   page.run(
     "const over = new PointerEvent('pointerover', {bubbles: true, pointerType: 'mouse'});"
     "document.querySelector(arguments[0]).dispatchEvent(over)",
@@ -293,7 +320,7 @@ def test_hovering_a_line_tells_the_merge_weight_and_a_click_on_an_ancestor_choos
 
 
 def test_answers_are_text_and_can_be_filtered(browser):
-  samples = [Sample("coding", HOSTILE, HOSTILE, HOSTILE, True), *RECORD.samples]
+  samples = [Sample("coding", HOSTILE, HOSTILE, HOSTILE, 1.0), *RECORD.samples]
   browser.open(dataclasses.replace(RECORD, samples=samples, settings=HOSTILE, facts={HOSTILE: HOSTILE}))
   assert browser.texts(".prompt")[0] == HOSTILE
   assert browser.run("return document.querySelectorAll('img').length") == 0
@@ -305,12 +332,56 @@ def test_answers_are_text_and_can_be_filtered(browser):
   assert browser.complaints() == []
 
 
+def pictured(size, caption, color=(0, 90, 200)):
+  """A caption, and a square of a color with a white corner."""
+  array = np.full((size, size, 3), color, np.uint8)
+  array[: size // 2, : size // 2] = 255
+  return caption, base64.b64encode(png_bytes(array)).decode()
+
+
+def test_pictures_are_shown_side_by_side_and_scores_by_their_value(browser):
+  both = [pictured(8, "asked"), pictured(600, HOSTILE)]
+  samples = [
+    Sample("coding", "right", "", "", 1.0, both),
+    Sample("coding", "nearly", "gold", "answer", 0.9999, both[:1]),
+    Sample("coding", "not finite", "", "", float("nan")),
+    Sample("os", "wrong", "", "words", 0.0, [("no picture", "AAAA"), ("", "BBBB")]),
+  ]
+  browser.open(dataclasses.replace(RECORD, samples=samples))
+  script = (
+    "return Promise.all([...document.querySelectorAll('.pictures img')].map((e) => e.decode().then(() => true, () =>"
+    " false).then((fine) => [fine, e.naturalWidth, e.classList.contains('enlarged')])))"
+  )
+  assert browser.run(script) == [
+    [True, 8, True],
+    [True, 600, False],
+    [True, 8, True],
+    [False, 0, False],
+    [False, 0, False],
+  ]
+  boxes = browser.run(
+    "return [...document.querySelectorAll('.sample:first-child .pictures img')].map((e) => [e.x, e.y, e.width])"
+  )
+  assert boxes[0][1] == boxes[1][1]
+  assert boxes[0][0] + boxes[0][2] < boxes[1][0]
+  assert browser.texts("figure figcaption")[-5:] == ["asked", HOSTILE, "asked", "no picture", ""]
+  assert browser.texts(".verdict") == ["✓ passed", "score 1.000", "✗ not scored", "✗ failed"]
+  assert browser.texts("#answers .choices button") == ["all (4)", "passed (1)", "not passed (3)"]
+  assert browser.texts(".task-samples .caption") == ["mean score 1.000", "mean score 0.000"]
+  assert all(url.startswith("data:image/png;base64,") for url in browser.requests()[1:])
+  assert browser.complaints() == []
+  browser.click("[data-filter='failed']")
+  assert browser.texts(".prompt") == ["nearly", "not finite", "wrong"]
+  browser.open(dataclasses.replace(RECORD, samples=samples), width=360)
+  assert browser.run("return document.scrollingElement.scrollWidth <= innerWidth")
+
+
 def long_names():
   """Texts without a place to break a line."""
   record = make_record(children=24)
   names = [f"{'a_very_long_task_name_' * 4}{k}" for k in range(3)]
   rows = [{**row, "name": "m" * 90, "scores": dict.fromkeys(names, 0.5)} for row in record.rows]
-  samples = [Sample(name, *["q" * 200] * 3, passed=True) for name in names]
+  samples = [Sample(name, *["q" * 200] * 3, score=1.0) for name in names]
   return dataclasses.replace(
     record, name="n" * 90, task_names=names, facts={"f" * 90: "x" * 90}, rows=rows, samples=samples, settings="s" * 200
   )

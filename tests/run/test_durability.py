@@ -1,10 +1,9 @@
 """Runs that are killed with SIGKILL, really, again and again: they end as the undisturbed run, to the bit.
 
-CQD_KILLS sets how many kills there are at random, and how many aimed at each kind of writing; 1 by default, since each
-costs a start of the program. With more than one, the training is done again and killed as well.
+CQD_KILLS sets how many kills there are of each kind; 1 by default, since each costs a start of the program. `make soak`
+kills the training and every method as well.
 """
 
-import functools
 import json
 import os
 import random
@@ -13,30 +12,23 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from experiment_cases import needs_sandbox, tiny_settings
+from experiment_cases import cma_es, needs_sandbox, task_arithmetic, tiny_evolution, tiny_settings
 
-from cqd_jax.config.settings import BaselineSettings, EvolutionSettings, OutputSettings, dump_settings
+from cqd_jax.config.plugs import Plug
+from cqd_jax.config.settings import OutputSettings, dump_settings
 
 pytestmark = needs_sandbox
 
 NUM_KILLS = int(os.environ.get("CQD_KILLS", "1"))
 
 
-@functools.cache
-def compiled():
-  """Where the processes of these tests keep what they compile: else they would do little but that."""
-  return tempfile.mkdtemp(prefix="compiled-")
-
-
 def environment():
-  quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
-  return {**os.environ, **quick, "JAX_COMPILATION_CACHE_DIR": compiled()}
+  return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled programs are shared: tests/conftest.py
 
 
 def start(*arguments):
@@ -69,7 +61,7 @@ def writing_history(run_dir):
 
 
 def writing_checkpoint(run_dir):
-  return any(run_dir.glob("checkpoints/*.orbax-checkpoint-tmp"))
+  return any(run_dir.glob("checkpoints/*/*.orbax-checkpoint-tmp"))
 
 
 def nth(condition, times):
@@ -102,46 +94,64 @@ def at_start(run_dir):
   return True
 
 
-def moments_to_kill():
-  """While it starts (and trains), while it writes the history, a checkpoint, and in between: while it evaluates."""
+def moments_to_kill(everywhere):
+  """While it writes the history, a checkpoint, and in between: while it evaluates; everywhere: in every method too."""
   chance = random.Random(0)
   for _ in range(NUM_KILLS):
-    if NUM_KILLS > 1:
+    if everywhere:
       yield then(at_start, chance.uniform(2, 12))
     yield then(nth(writing_history, chance.randint(1, 4)), chance.uniform(0, 1))
     yield nth(writing_checkpoint, chance.randint(1, 2))
     yield nth(writing_history, chance.randint(1, 8))
+    if everywhere:
+      yield in_method("CMA-ES, per kernel", chance.randint(1, 2))
+      yield in_method("NSGA-II", chance.randint(1, 2))
+
+
+def ask_history(run_dir, query):
+  """One row of the history, as it is on disk; None if it cannot be read now."""
+  if not (run_dir / "history.sqlite").exists():
+    return None
+  connection = sqlite3.connect(f"file:{run_dir}/history.sqlite?mode=ro", uri=True)
+  try:
+    return connection.execute(query).fetchone()
+  except sqlite3.OperationalError:  # a hot journal, which a reader may not roll back
+    return None
+  finally:
+    connection.close()
 
 
 def where(run_dir):
-  """How far a run is, for a person: the last batch in the history, and what was being written."""
+  """How far a run is, for a person: the method, its last batch, and what was being written."""
   if not (run_dir / "history.sqlite").exists():
     return "training"
-  connection = sqlite3.connect(f"file:{run_dir}/history.sqlite?mode=ro", uri=True)
-  try:
-    (batch,) = connection.execute("SELECT max(batch) FROM batches").fetchone()
-    (evaluations,) = connection.execute("SELECT count(*) FROM evaluations").fetchone()
-  except sqlite3.OperationalError:  # a hot journal, which a reader may not roll back
-    batch = evaluations = "?"
-  finally:
-    connection.close()
+  method, batch = ask_history(run_dir, "SELECT method, batch FROM batches ORDER BY written_at DESC") or ("?", "?")
+  (evaluations,) = ask_history(run_dir, "SELECT count(*) FROM evaluations") or ("?",)
   doing = [word for word, is_so in (("history", writing_history), ("checkpoint", writing_checkpoint)) if is_so(run_dir)]
-  return f"batch {batch}, evaluation {evaluations}{', writing ' + ' and '.join(doing) if doing else ''}"
+  return f"{method} {batch}, evaluation {evaluations}{', writing ' + ' and '.join(doing) if doing else ''}"
+
+
+def in_method(name, batch):
+  """A method has come to a batch."""
+  query = f"SELECT max(batch) FROM batches WHERE method = '{name}'"
+  return lambda run_dir: ((ask_history(run_dir, query) or (None,))[0] or 0) >= batch
 
 
 def rows_of(run_dir):
   """All that the history tells, without times."""
   connection = sqlite3.connect(run_dir / "history.sqlite")
-  people = [row[:7] + row[8:] for row in connection.execute("SELECT * FROM individuals ORDER BY identity")]
-  batches = connection.execute("SELECT batch, metrics FROM batches ORDER BY batch").fetchall()
-  evaluations = connection.execute("SELECT split, models, passed FROM evaluations ORDER BY split, models").fetchall()
+  people = [row[:8] + row[9:] for row in connection.execute("SELECT * FROM individuals ORDER BY method, identity")]
+  batches = connection.execute("SELECT method, batch, metrics FROM batches ORDER BY method, batch").fetchall()
+  evaluations = connection.execute(
+    "SELECT split, problem, individual, scored FROM evaluations ORDER BY split, individual"
+  ).fetchall()
   connection.close()
   return people, batches, evaluations
 
 
-def arrays_of(run_dir):
-  """The last checkpoint, as Orbax alone reads it."""
-  with ocp.CheckpointManager((run_dir / "checkpoints").absolute()) as manager:
+def arrays_of(folder):
+  """The last checkpoint of a method, as Orbax alone reads it."""
+  with ocp.CheckpointManager(folder.absolute()) as manager:
     step = manager.latest_step()
     return step, manager.restore(step, args=ocp.args.StandardRestore())
 
@@ -149,11 +159,14 @@ def arrays_of(run_dir):
 def assert_same_run(one, other):
   for ours, theirs in zip(rows_of(one), rows_of(other), strict=True):
     assert ours == theirs
-  (step, arrays), (other_step, others) = arrays_of(one), arrays_of(other)
-  assert step == other_step
-  assert arrays.keys() == others.keys()
-  for name, array in arrays.items():
-    np.testing.assert_array_equal(np.asarray(array), np.asarray(others[name]), err_msg=name)
+  folders = sorted(path.name for path in (one / "checkpoints").iterdir())
+  assert folders == ["cma-es-per-kernel", "cycleqd", "nsga-ii", "task-arithmetic-tuned-scale"]
+  for folder in folders:
+    (step, arrays), (other_step, others) = (arrays_of(run / "checkpoints" / folder) for run in (one, other))
+    assert step == other_step
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+      np.testing.assert_array_equal(np.asarray(array), np.asarray(others[name]), err_msg=f"{folder} {name}")
   assert (one / "table.md").read_text() == (other / "table.md").read_text()
   results = [json.loads((run / "scores.json").read_text()) for run in (one, other)]
   for name in ("test", "best", "aggregated", "samples"):
@@ -172,8 +185,8 @@ def undisturbed(tmp_path_factory):
   config = folder / "tiny.yaml"
   settings = tiny_settings(
     folder,
-    evolution=EvolutionSettings(children=24 if NUM_KILLS == 1 else 240, batch_size=3, cells=4),
-    baselines=BaselineSettings(scales=(0.5,), batch_size=4, random_search=False, cma_es_model=False),
+    evolution=tiny_evolution(children=24 if NUM_KILLS == 1 else 240),
+    methods=(task_arithmetic(0.5), cma_es("kernel", batch_size=4), Plug("nsga2", {"population_size": 8})),
     output=OutputSettings(checkpoint_every=2),
   )
   config.write_text(dump_settings(settings))
@@ -182,27 +195,30 @@ def undisturbed(tmp_path_factory):
   return config, folder / "run"
 
 
-def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed, tmp_path):
+@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed, tmp_path, everywhere):
   config, reference = undisturbed
   run_dir = tmp_path / "run"
   kills = []
-  for moment in moments_to_kill():
+  for moment in moments_to_kill(everywhere):
     if run_dir.exists():
       process = start("resume", run_dir)
     else:
-      process = start("evolve", config, "--run-dir", run_dir, *(("--cache-dir", tmp_path / "cache") * (NUM_KILLS > 1)))
+      process = start("evolve", config, "--run-dir", run_dir, *(("--cache-dir", tmp_path / "cache") * everywhere))
     if killed_when(process, moment, run_dir):
       kills.append(where(run_dir))
   code, output = finish(start("resume", run_dir))
   assert code == 0, output
   print(f"{len(kills)} kills at {len(set(kills))} places: {kills}")
-  assert len(kills) >= 3
+  assert len(kills) >= (5 if everywhere else 3) * NUM_KILLS
+  for method in ("CMA-ES", "NSGA-II") if everywhere else ():
+    assert any(kill.startswith(method) for kill in kills)
   assert_same_run(reference, run_dir)
 
 
 def begun(run_dir):
   """A batch of children is in the history."""
-  return where(run_dir).startswith(("batch 1", "batch 2"))
+  return where(run_dir).startswith(("CycleQD 1", "CycleQD 2"))
 
 
 def test_ctrl_c_ends_a_run_after_the_iteration_at_hand(undisturbed, tmp_path):
@@ -217,7 +233,7 @@ def test_ctrl_c_ends_a_run_after_the_iteration_at_hand(undisturbed, tmp_path):
   assert "stopping at the next safe point" in output
   assert f"cqd: stopped; nothing scored is lost; go on with: cqd resume {run_dir}" in output
   assert "Traceback" not in output
-  assert list((run_dir / "checkpoints").iterdir())
+  assert list((run_dir / "checkpoints" / "cycleqd").iterdir())
   code, output = finish(start("resume", run_dir))
   assert code == 0, output
   assert_same_run(reference, run_dir)

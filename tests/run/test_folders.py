@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from experiment_cases import needs_sandbox, tiny_settings
+from experiment_cases import needs_sandbox, task_arithmetic, tiny_evolution, tiny_settings
 from rich.console import Console
 
 from cqd_jax.cli.main import main
-from cqd_jax.config.settings import BaselineSettings, ConfigError, EvolutionSettings, MeshSettings, load_settings
+from cqd_jax.config.plugs import Plug
+from cqd_jax.config.settings import ConfigError, MeshSettings, load_settings
 from cqd_jax.genotypes import CoreBasis
 from cqd_jax.hub.load import load_pretrained, open_pretrained, save_pretrained
 from cqd_jax.hub.save_adapter import save_adapter
@@ -84,8 +85,8 @@ def settings_for(folders, folder, **changes):
     name="folders",
     base=folders / "base",
     experts=tuple(folders / name for name in TASKS),
-    evolution=EvolutionSettings(children=6, batch_size=3, cells=4, genotype="core", rank=0, share_base=True),
-    baselines=BaselineSettings(scales=(0.5,), random_search=False, cma_es_model=False, cma_es_kernel=False),
+    evolution=tiny_evolution(genotype=Plug("core", {"rank": 0, "share_base": True})),
+    methods=(task_arithmetic(0.5),),
   )
   return dataclasses.replace(settings, **changes)
 
@@ -95,7 +96,7 @@ def runs(folders, tmp_path_factory):
   """A run in core space, whose candidates share the base, and one of dense weights."""
   folder = tmp_path_factory.mktemp("runs")
   evolution = settings_for(folders, folder).evolution
-  kinds = {"core": evolution, "dense": dataclasses.replace(evolution, genotype="dense", share_base=False)}
+  kinds = {"core": evolution, "dense": dataclasses.replace(evolution, genotype=Plug("dense"))}
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="task .* all experts score 0")
     return {
@@ -163,7 +164,7 @@ def test_models_that_are_exported_give_the_same_answers_in_transformers(runs, tm
   front = yaml.safe_load(card.split("---")[1])
   assert front["base_model"] == ["somebody/base"]  # by its config; the others tell no name on the hub
   assert "license" not in front  # the parents differ
-  for text in ("apache-2.0", "mit", "not told", "## Lineage", "## Scores"):
+  for text in ("apache-2.0", "mit", "not stated", "## Lineage", "## Scores"):
     assert text in card
   for file in ("config.json", "generation_config.json", "tokenizer.json", "model.json"):
     assert (best / file).is_file()
@@ -236,14 +237,21 @@ def test_relative_folders_are_found_from_elsewhere(folders, tmp_path, monkeypatc
 def test_what_cannot_run_is_told_before_there_is_a_run_directory(folders, tmp_path):
   settings = settings_for(folders, tmp_path)
   for changes, message in (
-    ({"experts": settings.experts[:2]}, "experts: expected 3 folders, one a task, got 2"),
+    ({"experts": ()}, "experts: expected at least one folder, got none"),
+    (
+      {"experts": settings.experts[:2], "evolution": tiny_evolution(mutation=Plug("expert_svd", {"rate": 0.3}))},
+      "mutation: expert_svd adds part of the expert of the active task.*as many experts as tasks; got 2 and 3",
+    ),
     ({"base": None}, "base: expected the folder of the experts' base model"),
     ({"base": tmp_path / "none"}, "none: no such model folder"),
     ({"experts": (*settings.experts[:2], tmp_path)}, "not a Hugging Face model folder"),
     ({"base": folders / "os"}, "it is a PEFT adapter, which belongs to a base model"),
     ({"mesh": MeshSettings(population=3)}, "mesh: expected at most"),
-    ({"tasks": dataclasses.replace(settings.tasks, names=("os",))}, "expected 2 to 8 tasks"),
-    ({"tasks": dataclasses.replace(settings.tasks, names=("coding", "shell", "os"))}, "no task 'shell'; there are"),
+    ({"tasks": dataclasses.replace(settings.tasks, names=(Plug("os"),))}, "expected 2 to 8 tasks"),
+    (
+      {"tasks": dataclasses.replace(settings.tasks, names=(Plug("coding"), Plug("shell"), Plug("os")))},
+      "tasks.names: no tasks 'shell'; there are",
+    ),
   ):
     with pytest.raises(ValueError, match=message):
       run_experiment(dataclasses.replace(settings, **changes), QUIET)
@@ -256,7 +264,15 @@ def test_a_dry_run_reads_nothing_and_tells_memory_and_work(folders, tmp_path, ca
   config.write_text(yaml.safe_dump({"base": str(folders / "base"), "experts": experts, "runs_dir": str(tmp_path)}))
   assert main(["evolve", str(config), "--dry-run", "--evolution.genotype", "core"]) == 0
   printed = capsys.readouterr().out
-  for text in ("LlamaForCausalLM", "LoRA adapter of rank 8", "full model", "in all", "FLOPs", "the experiment can run"):
+  for text in (
+    "LlamaForCausalLM",
+    "LoRA adapter of rank 8",
+    "full model",
+    "in all",
+    "FLOPs",
+    "Disk",
+    "experiment can run",
+  ):
     assert text in printed
   assert list(tmp_path.iterdir()) == [config]
   assert (
@@ -297,7 +313,7 @@ def test_the_setting_of_the_paper_is_planned_for_real_shapes(tmp_path, pytestcon
   assert settings.evolution.children == 1200
   dry_run(dataclasses.replace(settings, base=base, experts=(base,) * 3), Console(width=140))
   printed = capsys.readouterr().out
-  for text in ("8,030,261,248 parameters", "16.1 GB", "1,203 elites", "FLOPs"):
+  for text in ("8,030,261,248 parameters", "16.1 GB", "1,203 elites", "FLOPs", "5 adapters at most"):
     assert text in printed
   with pytest.raises(ConfigError, match="Meta-Llama-3-8B-Instruct: no such model folder"):
     dry_run(settings, QUIET)

@@ -1,6 +1,5 @@
 """The experiment with each kind of genotype, really run at a very small size."""
 
-import dataclasses
 import json
 import math
 import os
@@ -10,15 +9,17 @@ import warnings
 
 import numpy as np
 import pytest
-from experiment_cases import load_model, needs_sandbox, tiny_settings
+from experiment_cases import load_model, needs_sandbox, tiny_evolution, tiny_settings
 from rich.console import Console
 
 from cqd_jax.cli.main import main
-from cqd_jax.config.settings import BaselineSettings, ConfigError, EvolutionSettings, MeshSettings, check_settings
+from cqd_jax.config.plugs import Plug, PlugError, resolve
+from cqd_jax.config.settings import ConfigError, EvolutionSettings, MeshSettings, check_settings
 from cqd_jax.report.figures import all_figures
 from cqd_jax.run.commands import aggregate, evaluate
 from cqd_jax.run.experiment import run_experiment
 from cqd_jax.run.files import open_run
+from cqd_jax.run.plan import dry_run
 from cqd_jax.run.read_run import read_record
 
 # Experts this small may all fail one task; the grid says so.
@@ -28,9 +29,9 @@ CONSOLE = Console(quiet=True)
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 KINDS = {
   "dense": {},
-  "core": {"genotype": "core", "rank": 0},
-  "truncated": {"genotype": "core", "rank": 3, "mutation": "svd", "mutation_size": 2.0},
-  "coefficients": {"genotype": "coefficients", "rank": 0, "coefficient_starts": (0.5,)},
+  "core": {"genotype": Plug("core", {"rank": 0})},
+  "truncated": {"genotype": Plug("core", {"rank": 3}), "mutation": Plug("svd", {"max_scale": 2.0})},
+  "coefficients": {"genotype": Plug("coefficients", {"rank": 0, "starts": [0.5]})},
 }
 
 
@@ -45,8 +46,8 @@ def runs(tmp_path_factory):
       settings = tiny_settings(
         folder,
         name=name,
-        evolution=dataclasses.replace(tiny_settings(folder).evolution, **changes),
-        baselines=BaselineSettings(scales=(), random_search=False, cma_es_model=False, cma_es_kernel=False),
+        evolution=tiny_evolution(**changes),
+        methods=(),
       )
       results[name] = run_experiment(settings, CONSOLE).run_dir
   return results
@@ -63,8 +64,7 @@ def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs):
   np.testing.assert_array_equal(core.taken, dense.taken)
   np.testing.assert_array_equal(core.scores, dense.scores)
   assert core.mutation == dense.mutation
-  for ours, theirs in zip(core.weights[3:], dense.weights[3:], strict=True):
-    np.testing.assert_array_equal(ours, theirs)
+  assert core.notes == dense.notes
   rows, expected = (json.loads((runs[name] / "scores.json").read_text())["test"] for name in ("core", "dense"))
   assert rows == expected
   for model in ("best", "aggregate"):
@@ -77,11 +77,12 @@ def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs):
 
 
 @needs_sandbox
+@pytest.mark.soak
 def test_a_mesh_of_devices_evolves_as_one_device_does(runs, tmp_path):
   """The command itself, on 2 virtual devices, each with half of the weights of the base that all candidates share."""
   begun = open_run(runs["core"]).settings
   environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {ONE_THREAD}"}
-  options = ["--mesh.model", "2", "--candidates-per-batch", "3", "--evolution.share-base"]
+  options = ["--mesh.model", "2", "--engine.candidates-per-batch", "3", "--evolution.genotype.share-base", "true"]
   options += ["--run-dir", str(tmp_path / "run")]
   command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(begun), *options]
   done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
@@ -122,7 +123,7 @@ def test_coefficients_begin_with_the_experts_and_their_sums(runs, tmp_path):
   assert (individuals.born == 0).sum() == 4
   assert individuals.mutation[3] == "0.5 x the experts' sum"
   np.testing.assert_array_equal(individuals.scores[:3], people(runs["dense"]).scores[:3])
-  assert individuals.weights[4] is None
+  assert individuals.weights(4) is None
   assert individuals.mutation[4] == "iso 0.15, line 0.3"
   assert len(individuals) == 4 + 6
   assert all_figures(record)
@@ -135,19 +136,65 @@ def test_coefficients_begin_with_the_experts_and_their_sums(runs, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"evolution": EvolutionSettings(rank=-1)}, r"evolution.rank: expected at least 0, got -1"),
-    ({"mesh": MeshSettings(population=3)}, r"mesh.population: expected a divisor of evolution.batch_size=4, got 3"),
     ({"mesh": MeshSettings(model=2)}, r"mesh.model: expected 1, got 2: weights are divided only where the base"),
-    ({"evolution": EvolutionSettings(share_base=True)}, r"evolution.share_base: dense genotypes share no base"),
-    ({"evolution": EvolutionSettings(coefficient_starts=(0.5, math.nan))}, r"coefficient_starts: expected finite"),
-    ({"evolution": EvolutionSettings(mutation_size=math.inf)}, r"evolution.mutation_size: expected finite numbers"),
     ({"mesh": MeshSettings(population=0)}, r"mesh.population: expected at least 1, got 0"),
   ],
 )
-def test_settings_of_genotypes_are_checked(tmp_path, changes, message):
+def test_settings_of_meshes_are_checked(tmp_path, changes, message):
   settings = tiny_settings(tmp_path, **{"evolution": EvolutionSettings(), **changes})
   with pytest.raises(ConfigError, match=message):
     check_settings(settings, 3)
+
+
+@pytest.mark.parametrize(
+  ("plug", "message"),
+  [
+    (Plug("core", {"rank": "many"}), r"genotype.rank: .*integer.*got 'many'"),
+    (Plug("dense", {"share_base": True}), r"genotype: dense has no setting 'share_base'"),
+    (Plug("coefficients", {"starts": [0.5, math.nan]}), r"genotype.starts: expected finite"),
+    (Plug("sparse"), r"genotype: no genotype 'sparse'; there are dense, core, coefficients"),
+  ],
+)
+def test_settings_of_genotypes_are_checked(plug, message):
+  with pytest.raises(PlugError, match=message):
+    resolve("genotype", plug, "genotype")
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"genotype": Plug("core", {"rank": -1})}, "CycleQD: rank: expected at least 0, got -1"),
+    (
+      {"genotype": Plug("core"), "crossover": Plug("ties")},
+      "CycleQD: crossover ties_crossover: elementwise, so on a genotype that is core",
+    ),
+    (
+      {"genotype": Plug("coefficients"), "mutation": Plug("svd", {"max_scale": 2.0})},
+      "mutation: svd_mutation is inner",
+    ),
+    ({"cells": Plug("from_experts", {"shape": 10_000})}, "CycleQD: cells: .*use Centroids.cvt"),
+  ],
+)
+def test_what_cannot_work_is_refused_before_there_is_a_run_directory(tmp_path, changes, message):
+  settings = tiny_settings(tmp_path, evolution=tiny_evolution(**changes))
+  with pytest.raises(ConfigError, match=message):
+    run_experiment(settings, CONSOLE)
+  with pytest.raises(ConfigError, match=message):
+    dry_run(settings, CONSOLE)
+  assert not (tmp_path / "runs").exists()
+
+
+@needs_sandbox
+def test_a_mesh_whose_devices_would_repeat_work_is_refused(runs, tmp_path):
+  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {ONE_THREAD}"}
+  options = ["--mesh.population", "2", "--run-dir", str(tmp_path / "run")]
+  command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(open_run(runs["dense"]).settings), *options]
+  for more in ([], ["--dry-run"]):
+    done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert "candidates_per_batch: expected a multiple of mesh.population=2, got 1" in done.stderr
+  assert not (tmp_path / "run").exists()
 
 
 @needs_sandbox

@@ -4,19 +4,22 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import sys
 import warnings
 
 import jax
 import numpy as np
 import pytest
-from experiment_cases import load_model, needs_sandbox, tiny_settings
+from experiment_cases import load_model, needs_sandbox, task_arithmetic, tiny_evolution, tiny_settings
 from rich.console import Console
 
-from cqd_jax.config.settings import BaselineSettings, EvolutionSettings, OutputSettings, dump_settings, load_settings
+from cqd_jax.config.plugs import Plug
+from cqd_jax.config.settings import OutputSettings, dump_settings, load_settings
 from cqd_jax.hub.save import save_pretrained
 from cqd_jax.models import DecoderConfig, init_params
 from cqd_jax.run import experiment as run
 from cqd_jax.run import files as run_files
+from cqd_jax.run import text_run
 from cqd_jax.run.commands import aggregate, evaluate, plot, report
 from cqd_jax.run.experiment import resume_experiment, run_experiment
 from cqd_jax.run.files import open_run
@@ -47,7 +50,7 @@ class StopAfter(Interrupt):
     if not self._history.is_file():
       return False
     with History(self._history) as history:
-      return history.num_batches > self._batches
+      return history.num_batches("CycleQD") > self._batches
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +59,8 @@ def stopped(tmp_path_factory):
   folder = tmp_path_factory.mktemp("resume")
   settings = tiny_settings(
     folder,
-    evolution=EvolutionSettings(children=12, batch_size=3, cells=4),
-    baselines=BaselineSettings(
-      scales=(0.5,), batch_size=4, random_search=False, cma_es_model=False, cma_es_kernel=False
-    ),
+    evolution=tiny_evolution(children=12),
+    methods=(task_arithmetic(0.5),),
     output=OutputSettings(checkpoint_every=1, elites="best"),
   )
   run_dir = folder / "runs" / "skills-seed-0"
@@ -92,7 +93,7 @@ def same(result, reference):
   histories = []
   for run_dir in (result.run_dir, reference.run_dir):
     with History(run_dir / "history.sqlite") as history:
-      histories.append(dataclasses.asdict(history.individuals()))
+      histories.append(dataclasses.asdict(history.individuals("CycleQD")))
   for name in ("born", "parents", "scores", "taken"):
     np.testing.assert_array_equal(histories[0][name], histories[1][name])
   return True
@@ -100,9 +101,9 @@ def same(result, reference):
 
 def test_a_stop_leaves_a_checkpoint_and_a_history_of_whole_batches(stopped):
   _, _, run_dir = stopped
-  assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["1", "2", "3"]
+  assert sorted(path.name for path in (run_dir / "checkpoints" / "cycleqd").iterdir()) == ["1", "2", "3"]
   with History(run_dir / "history.sqlite") as history:
-    assert history.num_batches == 4
+    assert history.num_batches("CycleQD") == 4
   assert not (run_dir / "scores.json").exists()
 
 
@@ -110,16 +111,16 @@ def test_it_goes_on_without_asking_a_question_twice(copy, reference, monkeypatch
   asked = []
   remember = History.remember
 
-  def count(self, split, models, scored):
-    asked.append((split, models))
-    remember(self, split, models, scored)
+  def count(self, split, problem, values, seconds):
+    asked.extend((split, problem, individual) for individual in values)
+    remember(self, split, problem, values, seconds)
 
   monkeypatch.setattr(History, "remember", count)
   with History(copy / "history.sqlite") as history:
-    known = set(history._connection.execute("SELECT split, models FROM evaluations"))
+    known = set(history._connection.execute("SELECT split, problem, individual FROM evaluations"))
   result = resume_experiment(copy, QUIET)
   assert same(result, reference)
-  assert len(known) == 1 + 3  # the experts, and three batches
+  assert len(known) == 3 + 9  # the experts, and three batches of three children
   assert not known & set(asked)
   assert len(set(asked)) == len(asked)
   facts = json.loads((copy / "run.json").read_text())
@@ -128,12 +129,12 @@ def test_it_goes_on_without_asking_a_question_twice(copy, reference, monkeypatch
 
 @pytest.mark.usefixtures("collected")
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(copy, reference):
-  for file in (copy / "checkpoints" / "3").rglob("*"):
+  for file in (copy / "checkpoints" / "cycleqd" / "3").rglob("*"):
     if file.is_file() and file.stat().st_size > 100:
       content = bytearray(file.read_bytes())
       content[len(content) // 2 :] = b"\x00" * (len(content) - len(content) // 2)
       file.write_bytes(content)
-  with pytest.warns(UserWarning, match=r"checkpoints/3: .*damaged.*; going back to the checkpoint before it"):
+  with pytest.warns(UserWarning, match=r"checkpoints/cycleqd/3: .*damaged.*; going back to the checkpoint before it"):
     result = resume_experiment(copy, QUIET)
   assert same(result, reference)
 
@@ -152,7 +153,7 @@ def test_without_a_history_it_is_made_anew(copy, reference):
 
 def test_a_lost_cache_is_no_loss_since_the_run_has_its_own_experts(stopped, copy, reference, monkeypatch):
   monkeypatch.chdir(copy)  # another working directory
-  monkeypatch.setattr(run, "load_or_train", None)
+  monkeypatch.setattr(text_run, "load_or_train", None)
   assert same(resume_experiment(copy, QUIET), reference)
 
 
@@ -197,14 +198,14 @@ def test_a_damaged_run_json_is_told(copy, missing):
   facts = json.loads((copy / "run.json").read_text())
   facts[missing] = []
   (copy / "run.json").write_text(json.dumps(facts))
-  with pytest.raises(RunDirError, match=rf"run\.json: damaged, it does not tell '{missing}'"):
+  with pytest.raises(RunDirError, match=rf"run\.json: damaged, '{missing}' is missing or of the wrong type"):
     resume_experiment(copy, QUIET)
 
 
 def test_damaged_results_are_told(reference, tmp_path):
   shutil.copytree(reference.run_dir, tmp_path / "run")
   (tmp_path / "run" / "scores.json").write_text("{}")
-  with pytest.raises(RunDirError, match=r"scores\.json: damaged; deleted, it is made anew by: cqd resume"):
+  with pytest.raises(RunDirError, match=r"scores\.json: damaged; delete it and make it again with: cqd resume"):
     resume_experiment(tmp_path / "run", QUIET)
 
 
@@ -242,10 +243,12 @@ def test_a_run_in_use_is_refused(copy):
 
 def test_settings_that_were_changed_since_are_named(stopped, copy):
   settings = stopped[0]
-  changed = dataclasses.replace(settings, evolution=dataclasses.replace(settings.evolution, mutation="svd"), seed=3)
+  changed = dataclasses.replace(
+    settings, evolution=dataclasses.replace(settings.evolution, mutation=Plug("svd", {"max_scale": 2.0})), seed=3
+  )
   (copy / "config.yaml").write_text(dump_settings(changed))
   with pytest.raises(
-    ValueError, match=r"seed is 3 and was 0, evolution\.mutation is 'svd' and was 'expert_svd'.*begin another"
+    ValueError, match=r"seed is 3 and was 0, evolution\.mutation is .*'svd'.* and was None.*begin another"
   ):
     resume_experiment(copy, QUIET)
 
@@ -274,7 +277,7 @@ def test_a_directory_that_is_no_run_or_of_another_format_is_named(tmp_path):
   with pytest.raises(RunDirError, match=r"not a run directory \(it has no run.json\)"):
     resume_experiment(tmp_path, QUIET)
   (tmp_path / "run.json").write_text('{"format": 99}')
-  with pytest.raises(RunDirError, match="expected a run of format 2"):
+  with pytest.raises(RunDirError, match="expected a run of format 3"):
     resume_experiment(tmp_path, QUIET)
 
 
@@ -284,3 +287,18 @@ def test_a_run_directory_of_ones_own_choice_is_not_overwritten(stopped, tmp_path
   with pytest.raises(RunDirError, match="mine: already exists; nothing was overwritten"):
     run_experiment(settings, QUIET)
   assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_task_that_changed_since_is_refused_by_name(copy, monkeypatch):
+  """Its grader judges by other inputs: scores that were kept would be of another task."""
+  monkeypatch.setattr(sys.modules["cqd_jax.tasks.skills.coding"], "INPUTS", [[1, 2, 3]])
+  with pytest.raises(RunDirError, match=r"run: coding changed since the run began \(validation split"):
+    resume_experiment(copy, QUIET)
+
+
+def test_another_mesh_is_no_other_run_but_is_reported(copy, reference):
+  facts = json.loads((copy / "run.json").read_text())
+  facts["settings"]["mesh"] = {"population": 2, "model": 1}
+  (copy / "run.json").write_text(json.dumps(facts))
+  with pytest.warns(UserWarning, match=r"the mesh was 2 x 1 and is 1 x 1; results may differ by rounding"):
+    assert same(resume_experiment(copy, QUIET), reference)

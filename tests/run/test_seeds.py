@@ -7,6 +7,7 @@ from experiment_cases import load_script
 
 from cqd_jax.config.settings import ExperimentSettings
 from cqd_jax.run.files import create_run
+from cqd_jax.run.seeds import find_run
 
 
 @pytest.fixture
@@ -32,13 +33,13 @@ def test_one_seed_has_no_error_and_a_method_without_members_no_share(seeds):
   assert text.splitlines()[2] == "| m | 1.000 | .500 | .750 | .500 |"
 
 
-def test_the_run_of_a_seed_is_found_finished_or_not(seeds, tmp_path):
+def test_the_run_of_a_seed_is_found_finished_or_not(tmp_path):
   settings = ExperimentSettings(runs_dir=tmp_path)
-  assert seeds.find_run(settings) is None
+  assert find_run(settings) is None
   other = create_run(dataclasses.replace(settings, max_new_tokens=7))
-  assert seeds.find_run(settings) is None
+  assert find_run(settings) is None
   first, second = create_run(settings), create_run(settings)
   assert other.path.name == "skills-seed-0"
-  assert seeds.find_run(settings) == first.path
+  assert find_run(settings) == first.path
   second.scores.write_text("{}")
-  assert seeds.find_run(settings) == second.path
+  assert find_run(settings) == second.path

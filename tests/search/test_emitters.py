@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from cqd_jax.archive import Centroids, CyclingRepertoire, Grid, reference_elite_sampling, uniform_sampling
-from cqd_jax.operators import expert_svd_mutation, factorize, linear_merge
+from cqd_jax.operators import (
+  Child,
+  expert_svd_mutation,
+  factorize,
+  gaussian_mutation,
+  line_crossover,
+  linear_crossover,
+  linear_merge,
+  slerp_crossover,
+)
 from cqd_jax.search import CycleQDEmitter
 
 GRID = Grid(lower=[0.0] * 3, upper=[1.0] * 3, shape=(4, 4, 4))
@@ -153,3 +162,60 @@ def test_what_the_crossover_tells_is_told_of_each_child():
   assert info["crossover"].shape == (16, 2, 1)
   for child, parents, weights in zip(children["w"], info["parents"], info["crossover"], strict=True):
     np.testing.assert_allclose(child[0], weights[int(np.argmax(parents)), 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cycle", "round_robin"])
+def test_the_note_of_a_child_is_told_of_each_child(schedule):
+  """With one parent 0 and one parent 1 a child is the weight of the parent that is 1."""
+  repertoire = CyclingRepertoire.init(
+    {"w": jnp.array([[0.0], [1.0]])}, np.array([[0.1, 0.9, 0.5], [0.8, 0.2, 0.4]]), GRID
+  )
+  emitter = CycleQDEmitter(batch_size=16, crossover=functools.partial(linear_crossover, std=0.5), schedule=schedule)
+  children, info = jax.jit(emitter.emit)(repertoire, start(emitter, repertoire), jax.random.key(0))
+  assert set(info) == {"parents", "archive", "note"}
+  assert set(info["note"]) == {"weights"}
+  assert info["note"]["weights"].shape == (16, 2, 1)
+  for child, parents, weights in zip(children["w"], info["parents"], info["note"]["weights"], strict=True):
+    np.testing.assert_allclose(child[0], weights[int(np.argmax(parents)), 0], rtol=1e-6)
+
+
+def test_a_child_and_its_bare_genotype_are_the_same_to_the_emitter():
+  repertoire = small_repertoire(num=6)
+  mutation = functools.partial(gaussian_mutation, std=0.1)
+
+  def bare(key, first, second):
+    return slerp_crossover(key, first, second).genotype
+
+  emitted = []
+  for crossover in (slerp_crossover, bare):
+    emitter = CycleQDEmitter(batch_size=8, crossover=crossover, mutation=mutation)
+    emitted.append(jax.jit(emitter.emit)(repertoire, start(emitter, repertoire), jax.random.key(0)))
+  (children, info), (same_children, same_info) = emitted
+  np.testing.assert_allclose(children["w"], same_children["w"], rtol=1e-6)
+  note = info.pop("note")
+  assert {name: value.shape for name, value in note.items()} == {"t": (8,), "angle": (8,)}
+  assert len(np.unique(note["t"])) == 8
+  assert set(info) == set(same_info)
+  jax.tree.map(np.testing.assert_array_equal, info, same_info)
+
+
+def test_an_empty_note_is_told_as_empty():
+  emitter = CycleQDEmitter(batch_size=3, crossover=line_crossover)
+  repertoire = small_repertoire()
+  children, info = jax.jit(emitter.emit)(repertoire, start(emitter, repertoire), jax.random.key(0))
+  assert info["note"] == {}
+  assert children["w"].shape == (3, 1)
+
+
+def test_a_crossover_of_ones_own_notes_what_it_likes():
+  def first_half(key, first, second):
+    coin = jax.random.bernoulli(key)
+    genotype = jax.tree.map(lambda one, other: jnp.where(coin, one, other), first, second)
+    return Child(genotype, {"coin": coin, "both": {"sum": first["w"] + second["w"]}})
+
+  emitter = CycleQDEmitter(batch_size=8, crossover=first_half)
+  repertoire = small_repertoire()
+  children, info = jax.jit(emitter.emit)(repertoire, start(emitter, repertoire), jax.random.key(2))
+  chosen = np.where(info["note"]["coin"], info["parents"][:, 0], info["parents"][:, 1])
+  np.testing.assert_array_equal(children["w"][:, 0], chosen)
+  np.testing.assert_array_equal(info["note"]["both"]["sum"][:, 0], info["parents"].sum(axis=1))

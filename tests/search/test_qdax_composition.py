@@ -16,7 +16,7 @@ from qdax.tasks.arm import arm, arm_scoring_function
 from qdax.utils.metrics import default_qd_metrics
 
 from cqd_jax.archive import Grid, RuleSelector, elite_sampling
-from cqd_jax.operators import gaussian_mutation, linear_merge, svd_mutation
+from cqd_jax.operators import gaussian_mutation, linear_crossover, linear_merge, svd_mutation
 from cqd_jax.search import CycleQD, CycleQDEmitter, PerArchiveEmitter, as_mutation_fn, as_variation_fn
 
 pytestmark = pytest.mark.usefixtures("qdax_ranks")
@@ -68,8 +68,17 @@ def test_our_operators_in_qdaxs_mixing_emitter_and_loop(selector):
   run_in_map_elites(emitter)
 
 
-def test_our_emitter_in_qdaxs_loop():
-  run_in_map_elites(our_emitter())
+@pytest.mark.parametrize("crossover", [crossover, linear_crossover], ids=["bare", "noting"])
+def test_our_emitter_in_qdaxs_loop(crossover):
+  run_in_map_elites(CycleQDEmitter(batch_size=8, crossover=crossover, mutation=mutation))
+
+
+def test_a_variation_of_qdax_is_the_child_without_its_note():
+  first, second, key = arms(5), arms(5)[::-1], jax.random.key(3)
+  noting, bare = functools.partial(linear_crossover, std=0.3), crossover
+  np.testing.assert_allclose(
+    as_variation_fn(noting)(first, second, key), as_variation_fn(bare)(first, second, key), rtol=1e-6
+  )
 
 
 def run_in_map_elites(emitter):
@@ -90,8 +99,9 @@ def run_in_map_elites(emitter):
     lambda: PerArchiveEmitter(cma_emitter(), flip_interval=2),
     lambda: PerArchiveEmitter(MultiEmitter((cma_emitter(), isoline_emitter(), our_emitter()))),
     lambda: MultiEmitter((our_emitter(), isoline_emitter(), PerArchiveEmitter(cma_emitter()))),
+    lambda: MultiEmitter((CycleQDEmitter(batch_size=4, crossover=linear_crossover), isoline_emitter())),
   ],
-  ids=["mixing", "mixing an archive", "CMA an archive", "multi an archive", "ours inside multi"],
+  ids=["mixing", "mixing an archive", "CMA an archive", "multi an archive", "ours inside multi", "a note inside multi"],
 )
 def test_qdaxs_emitters_drive_our_repertoire(make_emitter):
   cycleqd = CycleQD(arm_scores, make_emitter())

@@ -1,18 +1,24 @@
 """The history: whole batches, each child once, read back as written; a damaged or foreign file is refused by name."""
 
+import dataclasses
+import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cqd_jax.store.history import Batch, History, HistoryError, Scored
+from cqd_jax.archive import Centroids, Grid
+from cqd_jax.store.history import Batch, History, HistoryError
 
 NAMES = ["coding", 'data "base"', "os"]
+METHOD = "CycleQD"
 
 
 def batch_of(number, size=4, seed=0):
@@ -27,7 +33,7 @@ def batch_of(number, size=4, seed=0):
     identities=np.arange(first, first + size),
     archive=np.full(size, -1 if number == 0 else number % 3),
     parents=np.full((size, 2), -1) if number == 0 else chance.integers(0, first, (size, 2)),
-    weights=[None] * size if number == 0 else list(chance.normal(size=(size, 2, 2)).astype(np.float32)),
+    notes=[{} if number == 0 else {"weights": chance.normal(size=(2, 2)).tolist(), "angle": 0.5} for _ in range(size)],
     mutation=["" if number == 0 else "svd 2"] * size,
     scores=scores,
     taken=chance.uniform(size=(size, 3)) < 0.5,
@@ -36,10 +42,10 @@ def batch_of(number, size=4, seed=0):
   )
 
 
-def fill(path, numbers):
+def fill(path, numbers, method=METHOD, seed=0):
   with History(path, NAMES) as history:
     for number in numbers:
-      history.add(batch_of(number))
+      history.add(method, batch_of(number, seed=seed))
 
 
 def test_individuals_and_metrics_come_back_as_they_were(tmp_path):
@@ -47,14 +53,19 @@ def test_individuals_and_metrics_come_back_as_they_were(tmp_path):
   batches = [batch_of(number) for number in range(4)]
   with History(tmp_path / "h.sqlite") as history:
     assert history.task_names == NAMES
-    assert history.num_batches == 4
-    individuals, metrics = history.individuals(), history.metrics()
+    assert history.methods() == [METHOD]
+    assert history.num_batches(METHOD) == 4
+    individuals, metrics = history.individuals(METHOD), history.metrics(METHOD)
   assert len(individuals) == 3 + 3 * 4
   np.testing.assert_array_equal(individuals.born, [0] * 3 + [1] * 4 + [2] * 4 + [3] * 4)
   for name in ("archive", "parents", "scores", "taken"):
     np.testing.assert_array_equal(getattr(individuals, name), np.concatenate([getattr(b, name) for b in batches]))
-  for ours, theirs in zip(individuals.weights, [w for b in batches for w in b.weights], strict=True):
-    np.testing.assert_array_equal(ours, theirs)
+  assert individuals.notes == [note for b in batches for note in b.notes]
+  for identity, note in enumerate(individuals.notes):
+    if identity < 3:
+      assert individuals.weights(identity) is None
+    else:
+      np.testing.assert_array_equal(individuals.weights(identity), note["weights"])
   assert individuals.mutation == [""] * 3 + ["svd 2"] * 12
   np.testing.assert_allclose(individuals.seconds[3:7], batches[1].seconds / 4)
   np.testing.assert_array_equal(metrics["coverage"], [b.metrics["coverage"] for b in batches[1:]])
@@ -62,60 +73,212 @@ def test_individuals_and_metrics_come_back_as_they_were(tmp_path):
   np.testing.assert_array_equal(metrics["seconds"], [b.seconds for b in batches[1:]])
 
 
+def test_each_method_has_a_history_of_its_own(tmp_path):
+  fill(tmp_path / "h.sqlite", range(3))
+  fill(tmp_path / "h.sqlite", range(2), "CMA-ES, per kernel", seed=1)
+  fill(tmp_path / "h.sqlite", [3])
+  with History(tmp_path / "h.sqlite") as history:
+    assert history.methods() == [METHOD, "CMA-ES, per kernel"]
+    assert [history.num_batches(method) for method in (*history.methods(), "none")] == [4, 2, 0]
+    first, second = (history.individuals(method) for method in history.methods())
+    np.testing.assert_array_equal(first.scores, np.concatenate([batch_of(n).scores for n in range(4)]))
+    np.testing.assert_array_equal(second.scores, np.concatenate([batch_of(n, seed=1).scores for n in range(2)]))
+    assert len(history.metrics(METHOD)["seconds"]) == 3
+    np.testing.assert_array_equal(
+      history.metrics("CMA-ES, per kernel")["coverage"], [batch_of(1, seed=1).metrics["coverage"]]
+    )
+
+
+@pytest.mark.parametrize(
+  ("note", "kept"),
+  [
+    ({"weights": [[1.0, -0.5], [0.0, 1.5]]}, None),
+    ({"scale": 0.25, "flips": 3, "rule": "slerp", "found": True, "nothing": None}, None),
+    ({"deep": {"a": [1, {"b": 2.5}]}}, None),
+    ({"angle": float("nan"), "sizes": [1.0, float("inf")]}, {"angle": None, "sizes": [1.0, None]}),
+  ],
+)
+def test_notes_are_whatever_json_holds(tmp_path, note, kept):
+  batch = batch_of(0)
+  batch.notes[1].update(note)
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    history.add(METHOD, batch)
+    history.add(METHOD, batch)  # and are the same when they are made again
+    assert history.individuals(METHOD).notes == [{}, note if kept is None else kept, {}]
+
+
+@pytest.mark.parametrize("kind", ["grid", "centroids"])
+def test_the_cells_of_a_method_are_kept(tmp_path, kind):
+  points = np.random.default_rng(0).uniform(size=(3, 5, 2)).astype(np.float32)
+  cells = Grid([0.1, 0, -1], [1, 1 / 3, 2], (2, 3, 4)) if kind == "grid" else Centroids(points=jnp.asarray(points))
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    assert history.cells(METHOD) is None
+    history.describe(METHOD, cells=cells)
+    history.add("without archives", batch_of(0))
+  with History(tmp_path / "h.sqlite") as history:
+    found = history.cells(METHOD)
+    assert history.cells("without archives") is None
+  if kind == "grid":
+    assert found == cells
+  else:
+    np.testing.assert_array_equal(found.points, points)
+
+
+def test_damaged_cells_are_told(tmp_path):
+  fill(tmp_path / "h.sqlite", range(1))
+  connection = sqlite3.connect(tmp_path / "h.sqlite")
+  for text in ("{", "{}", '{"kind": "grid", "lower": [0], "upper": [1], "shape": [2]}', "3"):
+    with connection:
+      connection.execute("UPDATE methods SET cells = ?", (text,))
+    with History(tmp_path / "h.sqlite") as history, pytest.raises(HistoryError, match=r"h\.sqlite: damaged, the cells"):
+      history.cells(METHOD)
+  connection.close()
+
+
 def test_it_answers_sql(tmp_path):
   fill(tmp_path / "h.sqlite", range(2))
   connection = sqlite3.connect(tmp_path / "h.sqlite")
-  question = 'SELECT identity, score_os, "took_data ""base""" FROM individuals WHERE batch = 1'
-  rows = connection.execute(question).fetchall()
+  question = 'SELECT identity, score_os, "took_data ""base""", note FROM individuals WHERE method = ? AND batch = 1'
+  rows = connection.execute(question, (METHOD,)).fetchall()
   expected = batch_of(1)
   assert [row[0] for row in rows] == expected.identities.tolist()
   assert [row[1] for row in rows] == expected.scores[:, 2].tolist()
   assert [bool(row[2]) for row in rows] == expected.taken[:, 1].tolist()
-  question = "SELECT json_extract(metrics, '$.coverage[0]') FROM batches WHERE batch = 1"
-  (coverage,) = connection.execute(question).fetchone()
-  assert coverage == expected.metrics["coverage"][0]
+  assert [json.loads(row[3]) for row in rows] == expected.notes
+  for question, answer in (
+    ("SELECT json_extract(metrics, '$.coverage[0]') FROM batches WHERE batch = 1", expected.metrics["coverage"][0]),
+    (
+      "SELECT json_extract(note, '$.weights[1][0]') FROM individuals WHERE identity = 4",
+      expected.notes[1]["weights"][1][0],
+    ),
+    ("SELECT json_extract(note, '$.angle') FROM individuals WHERE identity = 4", 0.5),
+  ):
+    (found,) = connection.execute(question).fetchone()
+    assert found == answer
   connection.close()
+
+
+def test_notes_come_back_as_json(tmp_path):
+  """Of arrays and numbers of any kind Python's own are kept; what JSON has no word for is null."""
+  note = {
+    "text": "svd \u2603 \ud800",
+    "whole": np.int64(2**60),
+    "flag": np.bool_(True),
+    "half": np.float16(0.5),
+    "list": [1, [2.5, None], ("a", np.arange(2))],
+    "odd": [float("nan"), np.float32("inf"), 1.0],
+    "by name": {"a": np.zeros((0, 2))},
+  }
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    history.add(METHOD, dataclasses.replace(batch_of(0), notes=[note, {}, {"weights": [1.0, 2.0, 3.0]}]))
+    individuals = history.individuals(METHOD)
+  assert individuals.notes == [
+    {
+      "text": "svd \u2603 \ud800",
+      "whole": 2**60,
+      "flag": True,
+      "half": 0.5,
+      "list": [1, [2.5, None], ["a", [0, 1]]],
+      "odd": [None, None, 1.0],
+      "by name": {"a": []},
+    },
+    {},
+    {"weights": [1.0, 2.0, 3.0]},
+  ]
+  assert individuals.weights(2) is None  # these are no two parents'
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"a", object(), {1: 2}, [np.array([object()])], 1j], ids=range(6))
+def test_a_note_that_is_no_json_is_refused_by_its_name(tmp_path, value):
+  batch = dataclasses.replace(batch_of(0), notes=[{}, {"fine": 1, "bad one": value}, {}])
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    with pytest.raises(ValueError, match=r"notes\[1\]: 'bad one': expected numbers, text, and lists or names of these"):
+      history.add(METHOD, batch)
+    assert history.num_batches(METHOD) == 0
 
 
 def test_a_batch_made_again_is_written_once(tmp_path):
   fill(tmp_path / "h.sqlite", range(4))
   fill(tmp_path / "h.sqlite", [2, 3, 4])  # as after a checkpoint of batch 1
   with History(tmp_path / "h.sqlite", NAMES) as history:
-    assert history.num_batches == 5
-    assert len(history.individuals()) == 3 + 4 * 4
+    assert history.num_batches(METHOD) == 5
+    assert len(history.individuals(METHOD)) == 3 + 4 * 4
     with pytest.raises(ValueError, match="expected number 5 next, got 7"):
-      history.add(batch_of(7))
+      history.add(METHOD, batch_of(7))
+    with pytest.raises(ValueError, match="expected number 0 next, got 1"):
+      history.add("another", batch_of(1))
 
 
 def test_a_batch_that_comes_out_differently_replaces_what_followed(tmp_path):
   fill(tmp_path / "h.sqlite", range(4))
+  fill(tmp_path / "h.sqlite", range(4), "another")
   with History(tmp_path / "h.sqlite", NAMES) as history:
-    with pytest.warns(UserWarning, match="from batch 2 on it came out differently"):
-      history.add(batch_of(2, seed=1))
-    assert history.num_batches == 3
-    individuals = history.individuals()
+    with pytest.warns(UserWarning, match="'CycleQD' came out differently from batch 2 on"):
+      history.add(METHOD, batch_of(2, seed=1))
+    assert history.num_batches(METHOD) == 3
+    individuals = history.individuals(METHOD)
+    assert history.num_batches("another") == 4
   np.testing.assert_array_equal(individuals.scores[7:], batch_of(2, seed=1).scores)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (5, 2, 8), (4, 3, 100)])
-def test_evaluations_are_remembered_to_the_bit(tmp_path, shape):
-  passed = np.random.default_rng(0).uniform(size=shape) < 0.5
-  with History(tmp_path / "h.sqlite", NAMES) as history:
-    assert history.recall("test", "ab") is None
-    history.remember("test", "ab", Scored(passed, 1.5))
-    history.remember("validation", "ab", Scored(~passed, 1.0))
-  with History(tmp_path / "h.sqlite", NAMES) as history:
-    np.testing.assert_array_equal(history.recall("test", "ab").passed, passed)
-    np.testing.assert_array_equal(history.recall("validation", "ab").passed, ~passed)
-    assert history.recall("test", "ab").seconds == 1.5
-
-
-def test_the_initial_population_is_never_written_anew(tmp_path):
+@pytest.mark.parametrize("changed", ["scores", "parents", "notes", "mutation", "taken", "archive"])
+def test_everything_but_the_seconds_tells_whether_a_batch_is_the_same(tmp_path, changed):
+  batch = batch_of(2)
+  others = {
+    "scores": batch.scores + 1e-12,
+    "parents": batch.parents[::-1],
+    "notes": [{**note, "angle": 0.25} for note in batch.notes],
+    "mutation": ["svd 3"] * 4,
+    "taken": ~batch.taken,
+    "archive": batch.archive * 0 - 1,
+  }
   fill(tmp_path / "h.sqlite", range(3))
   with History(tmp_path / "h.sqlite", NAMES) as history:
-    with pytest.raises(HistoryError, match="began with other experts"):
-      history.add(batch_of(0, seed=1))
-    assert history.num_batches == 3
+    history.add(METHOD, dataclasses.replace(batch, seconds=9.0, metrics={}))
+    with pytest.warns(UserWarning, match="came out differently"):
+      history.add(METHOD, dataclasses.replace(batch, **{changed: others[changed]}))
+
+
+def test_the_initial_population_is_never_written_again(tmp_path):
+  fill(tmp_path / "h.sqlite", range(3))
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    with pytest.raises(HistoryError, match="'CycleQD' began with other experts"):
+      history.add(METHOD, batch_of(0, seed=1))
+    assert history.num_batches(METHOD) == 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 8), (3, 100)])
+def test_evaluations_are_remembered_to_the_bit(tmp_path, shape):
+  chance = np.random.default_rng(0)
+  values = {name: chance.normal(size=shape).astype(np.float32) for name in ("a", "b", "c")}
+  values["b"][0, -1] = np.nan
+  values["c"][...] = np.nan
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    assert history.recall("test", "p=1", ["a"]) == {}
+    history.remember("test", "p=1", values, 1.5)
+    history.remember("validation", "p=1", {"a": -values["a"]}, 1.0)
+    history.remember("test", "p=2", {"a": values["a"] + 1}, 2.0)
+    history.remember("test", "p=1", {}, 1.0)
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    known = history.recall("test", "p=1", ["c", "a", "nobody", "a", "b"])
+    assert list(known) == ["c", "a", "b"]
+    for name, (own, seconds) in known.items():
+      assert own.dtype == np.float32
+      np.testing.assert_array_equal(own.view(np.uint32), values[name].view(np.uint32))
+      assert seconds == 1.5
+    np.testing.assert_array_equal(history.recall("validation", "p=1", ["a"])["a"][0], -values["a"])
+    np.testing.assert_array_equal(history.recall("test", "p=2", ["a", "b"])["a"][0], values["a"] + 1)
+    assert "b" not in history.recall("test", "p=2", ["a", "b"])
+    assert history.recall("test", "p=3", ["a"]) == {}
+    assert history.recall("test", "p=1", []) == {}
+
+
+def test_an_evaluation_made_again_is_the_last_one(tmp_path):
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    for number in (1, 2):
+      history.remember("test", "p=1", {"a": np.full((3, 2), number, np.float32)}, float(number))
+    own, seconds = history.recall("test", "p=1", ["a"])["a"]
+  assert (own.tolist(), seconds) == ([[2, 2]] * 3, 2.0)
 
 
 def test_another_program_that_holds_the_file_is_told_by_its_name(tmp_path, monkeypatch):
@@ -128,27 +291,34 @@ def test_another_program_that_holds_the_file_is_told_by_its_name(tmp_path, monke
       History(tmp_path / "h.sqlite", NAMES)
     other.rollback()
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(HistoryError, match=r"h\.sqlite: could not be written \(database is locked\)"):
-      history.add(batch_of(2))
+    locked = r"h\.sqlite: could not be written \(database is locked\)"
+    with pytest.raises(HistoryError, match=locked):
+      history.add(METHOD, batch_of(2))
+    with pytest.raises(HistoryError, match=locked):
+      history.remember("test", "p=1", {"a": np.zeros((3, 1), np.float32)}, 1.0)
+    with pytest.raises(HistoryError, match=locked):
+      history.describe(METHOD, cells=Grid([0] * 3, [1] * 3, (2, 2, 2)))
     other.rollback()
-    history.add(batch_of(2))
+    history.add(METHOD, batch_of(2))
+    assert history.recall("test", "p=1", ["a"]) == {}
   other.close()
 
 
 def test_a_snapshot_is_of_one_moment(tmp_path):
   fill(tmp_path / "h.sqlite", range(3))
   with History(tmp_path / "h.sqlite") as reader, reader.snapshot():
-    assert len(reader.individuals()) == 3 + 2 * 4
-    assert len(reader.metrics()["seconds"]) == 2
+    assert len(reader.individuals(METHOD)) == 3 + 2 * 4
+    assert len(reader.metrics(METHOD)["seconds"]) == 2
 
 
 def test_an_empty_history_has_no_one_and_no_figures(tmp_path):
   with History(tmp_path / "h.sqlite", NAMES) as history:
-    individuals = history.individuals()
+    individuals = history.individuals(METHOD)
     assert len(individuals) == 0
     assert individuals.scores.shape == (0, 3)
     assert individuals.parents.shape == (0, 2)
-    assert history.metrics() == {}
+    assert history.metrics(METHOD) == {}
+    assert history.methods() == []
 
 
 def test_a_missing_damaged_or_foreign_file_is_refused_by_name(tmp_path):
@@ -166,29 +336,37 @@ def test_a_missing_damaged_or_foreign_file_is_refused_by_name(tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(HistoryError, match=f"{name}: "):
       History(tmp_path / name, NAMES)
-  other = sqlite3.connect(tmp_path / "other.sqlite")
-  other.execute("CREATE TABLE t (x)")
-  other.close()
-  with pytest.raises(HistoryError, match="expected a history of format 1, got 0"):
-    History(tmp_path / "other.sqlite", NAMES)
+  for version in (0, 1, 3):
+    path = tmp_path / f"other-{version}.sqlite"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE t (x)")
+    other.execute(f"PRAGMA user_version = {version}")
+    other.close()
+    with pytest.raises(HistoryError, match=f"expected a history of format 2, got {version}"):
+      History(path, NAMES)
 
 
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
 import pathlib
+import numpy as np
 import test_history as cases
 with cases.History(pathlib.Path({path!r}), cases.NAMES) as history:
   print("ready", flush=True)
-  for number in range(history.num_batches, 100000):
-    history.add(cases.batch_of(number))
+  for number in range(history.num_batches("second"), 100000):
+    for method in (cases.METHOD, "second"):
+      batch = cases.batch_of(number)
+      values = {{f"{{method}} {{identity}}": np.full((3, 2), identity, np.float32) for identity in batch.identities}}
+      history.remember("validation", "p=1", values, 1.0)
+      history.add(method, batch)
 """
 
 
-def test_a_process_killed_while_it_writes_leaves_whole_batches(tmp_path, pytestconfig):
+def test_a_process_killed_while_it_writes_leaves_whole_batches(tmp_path):
   """Killed on a write that is seen under way (SQLite's journal is there) five times, and read after each."""
   path = tmp_path / "h.sqlite"
-  program = WRITER.format(tests=str(pytestconfig.rootpath / "tests" / "io"), path=str(path))
+  program = WRITER.format(tests=str(Path(__file__).parent), path=str(path))
   chance = np.random.default_rng(0)
   written = 0
   for _ in range(5):
@@ -202,8 +380,14 @@ def test_a_process_killed_while_it_writes_leaves_whole_batches(tmp_path, pytestc
     process.wait()
     process.stdout.close()
     with History(path, NAMES) as history:
-      individuals = history.individuals()
-      assert history.num_batches >= written
-      written = history.num_batches
-    np.testing.assert_array_equal(np.bincount(individuals.born), [3] + [4] * (written - 1))
-  assert written > 5
+      for method in history.methods():
+        individuals, num_batches = history.individuals(method), history.num_batches(method)
+        np.testing.assert_array_equal(np.bincount(individuals.born), [3] + [4] * (num_batches - 1))
+        # Scores are kept before the batch that tells of them.
+        known = history.recall("validation", "p=1", [f"{method} {identity}" for identity in range(len(individuals))])
+        assert [own[0, 0] for own, _ in known.values()] == list(range(len(individuals)))
+      first, second = (history.num_batches(method) for method in (METHOD, "second"))
+      assert first - second in (0, 1)
+      assert second >= written
+      written = second
+  assert first + second > 5

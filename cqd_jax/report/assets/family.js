@@ -6,7 +6,7 @@ const MOST_DRAWN = 800;
 const RADIUS = { numbered: 12, plain: 5 };
 const meanRange = extent([...new Set(takenBy.flat())].map(mean));
 
-/* Where the members stand: a column a batch in which one was born, the experts at the left. Along y a child begins
+/* Where the members stand: one column per batch in which one was born, the experts at the left. Along y a child begins
    between its parents, nearer to the one of larger weight; then all are moved apart. */
 function layoutFamily(members, radii, room) {
   const columns = [...new Set(members.map((one) => born[one]))];

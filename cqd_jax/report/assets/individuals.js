@@ -20,7 +20,7 @@ const isExpert = (identity) => identity < numExperts;
 const parentsOf = (identity) => parents.map((column) => column[identity]).filter((parent) => parent >= 0);
 const mutationText = (identity) => record.mutations[record.mutation[identity]];
 
-/* Of the initial population: experts by their task, or by number unless there is one a task; others by what they are. */
+/* Of the initial population: experts by their task, or by number unless there is one per task; others by what they are. */
 function founderName(one) {
   if (!isExpert(one)) return mutationText(one);
   return numExperts === numTasks ? tasks[one] : `expert ${one}`;
@@ -92,6 +92,7 @@ function describe(identity, note = null) {
       line("parents", ancestryText(identity)),
       line("from", record.archive[identity] >= 0 ? `archive ${tasks[record.archive[identity]]}` : ""),
       line("mutation", mutationText(identity)),
+      record.notes[identity].flatMap(([name, text]) => line(name, text) ?? []),
       line("elite in", list(holds)),
       line("shown", note)),
   ];

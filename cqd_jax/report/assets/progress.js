@@ -72,7 +72,7 @@ function drawChartAxes({ box, across, up, x, y }, word) {
     text({ class: "axis-name", x: (box.left + box.right) / 2, y: box.bottom + 33 }, "batch"));
 }
 
-/* The lines over batches from 1 on, one a task, and the tasks' names at their ends. */
+/* The lines over batches from 1 on, one per task, and the tasks' names at their ends. */
 function drawCurve(curves, labels, { box, up, x, y }) {
   const known = (curve) => [...curve.entries()].filter(([, value]) => isNumber(value));
   const places = spread(curves.map((curve) => y(known(curve).at(-1)?.[1] ?? up[0])), 14, box.bottom);

@@ -65,22 +65,50 @@ function drawScores() {
     rows.some((row) => row.evaluations) ? "scored: how many candidates a method tried on validation." : "",
   ];
   fill("scores-content",
-    html("p", { class: "lead" }, "The share of test questions, new to training and search, that is answered right."),
+    html("p", { class: "lead" }, "The mean over test samples, new to training and search: of verdicts, the share that is right."),
     html("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "Score table" }, scoreTable()),
     html("p", { class: "note" }, explained.filter(Boolean).join(" ")));
 }
 
-function drawSample([, prompt, gold, answer, passed]) {
-  const block = (name, text) => html("div", {}, html("h4", {}, name), html("pre", {}, text || "(nothing)"));
-  const [symbol, verdict] = passed ? ["✓", "passed"] : ["✗", "failed"];
-  return html("article", { class: `sample ${verdict}` },
-    html("p", { class: "verdict" }, html("span", { "aria-hidden": "true" }, symbol), ` ${verdict}`),
-    html("p", { class: "prompt" }, prompt),
-    block("answer", answer),
-    gold === answer ? html("p", { class: "note" }, "Word for word as expected.") : block("expected", gold));
+/* A picture as large as its column; the pixels of a small one stay squares. */
+function drawPicture([caption, png]) {
+  const image = html("img", { src: `data:image/png;base64,${png}`, alt: caption || "picture" });
+  image.addEventListener("load", () => image.classList.toggle("enlarged", image.naturalWidth < image.clientWidth));
+  return html("figure", {}, image, html("figcaption", {}, caption));
 }
 
-const KEPT = { all: () => true, passed: ([, , , , passed]) => passed, failed: ([, , , , passed]) => !passed };
+/* Its class, its symbol, and what is said of it. */
+function verdictOf(score) {
+  if (score === 1) return ["passed", "✓", "passed"];
+  if (score === 0) return ["failed", "✗", "failed"];
+  if (!isNumber(score)) return ["failed", "✗", "not scored"];
+  return [score > 1 ? "passed" : "", "", `score ${score.toFixed(3)}`];
+}
+
+function drawSample([, prompt, gold, answer, score, pictures]) {
+  const block = (name, text) => html("div", {}, html("h4", {}, name), html("pre", {}, text || "(nothing)"));
+  const [name, symbol, verdict] = verdictOf(score);
+  return html("article", { class: `sample ${name}` },
+    html("p", { class: "verdict" }, symbol ? [html("span", { "aria-hidden": "true" }, symbol), " "] : null, verdict),
+    html("p", { class: "prompt" }, prompt),
+    pictures.length ? html("div", { class: "pictures" }, pictures.map(drawPicture)) : null,
+    answer || !pictures.length ? block("answer", answer) : null,
+    !gold ? null :
+      gold === answer ? html("p", { class: "note" }, "Word for word as expected.") : block("expected", gold));
+}
+
+const hasPassed = ([, , , , score]) => score >= 1;
+const KEPT = { all: () => true, passed: hasPassed, failed: (sample) => !hasPassed(sample) };
+
+/* Some scores are neither right nor wrong: those that have not passed need not have failed. */
+const graded = record.samples.some(([, , , , score]) => isNumber(score) && score !== 0 && score !== 1);
+const FILTERS = { all: "all", passed: "passed", failed: graded ? "not passed" : "failed" };
+
+function taskSummary(own) {
+  const scored = own.map(([, , , , score]) => score).filter(isNumber);
+  if (!graded || !scored.length) return `${own.filter(hasPassed).length} of ${own.length} passed`;
+  return `mean score ${(sum(scored) / scored.length).toFixed(3)}`;
+}
 
 /* The answers of a task that a filter keeps, the first few until all are asked for. */
 function drawTaskSamples(task, filter) {
@@ -91,10 +119,9 @@ function drawTaskSamples(task, filter) {
     cards.replaceChildren(...kept.map(drawSample));
     more.remove();
   });
-  const passed = `${own.filter(KEPT.passed).length} of ${own.length} passed`;
   return html("div", { class: "task-samples" },
-    html("h3", {}, task, html("span", { class: "caption" }, passed)),
-    kept.length ? cards : missing(`None ${filter}.`),
+    html("h3", {}, task, html("span", { class: "caption" }, taskSummary(own))),
+    kept.length ? cards : missing(`None ${FILTERS[filter]}.`),
     kept.length > ANSWERS_SHOWN ? html("p", { class: "choices" }, more) : null);
 }
 
@@ -105,7 +132,8 @@ function drawAnswers() {
   }
   const lists = html("div"), buttons = html("div", { class: "choices", role: "group", "aria-label": "Which answers" },
     Object.keys(KEPT).map((name) =>
-      html("button", { type: "button", "data-filter": name }, `${name} (${samples.filter(KEPT[name]).length})`)));
+      html("button", { type: "button", "data-filter": name },
+        `${FILTERS[name]} (${samples.filter(KEPT[name]).length})`)));
   function show(filter) {
     lists.replaceChildren(...[...new Set(samples.map(([task]) => task))].map((task) => drawTaskSamples(task, filter)));
     for (const button of buttons.children) button.setAttribute("aria-pressed", button.dataset.filter === filter);
@@ -113,7 +141,8 @@ function drawAnswers() {
   buttons.addEventListener("click", ({ target }) => target.dataset.filter && show(target.dataset.filter));
   fill("answers-content",
     html("p", { class: "lead" },
-      "Test questions as the best model answered them. Each answer was executed, and judged by what it did."),
+      `Test questions as the best model answered them${graded ? ", each with its score." :
+        ". Each answer was executed, and judged by what it did."}`),
     buttons, lists);
   show("all");
 }

@@ -13,5 +13,5 @@ __all__ = ["SIZES", "Skill", "coding", "database", "shell", "skills"]
 
 
 def skills(*, sizes: Mapping[Split, int] = SIZES, seed: int = 0) -> tuple[Skill[Any], ...]:
-  """The suite of the three, K = 3: coding, database, os; `sizes` examples a split each, drawn by `seed`."""
+  """The suite of the three, K = 3: coding, database, os; `sizes` examples per split each, drawn by `seed`."""
   return coding(sizes=sizes, seed=seed), database(sizes=sizes, seed=seed), shell(sizes=sizes, seed=seed)

@@ -175,7 +175,7 @@ def near_misses(meaning: Meaning) -> Iterator[Meaning]:
 
 
 def coding(*, sizes: Mapping[Split, int] = SIZES, seed: int = 0) -> Skill[Meaning]:
-  """The coding task; `sizes` examples a split, drawn by `seed`.
+  """The coding task; `sizes` examples per split, drawn by `seed`.
 
   An answer passes if on every hidden list it returns the expected value of exactly the expected type (1.0 and True
   are not 1, a tuple is not a list), and raises `ValueError` where Python's own `max` and `min` have nothing to choose

@@ -200,7 +200,7 @@ def expected(meaning: Meaning) -> JSON:
 
 
 def database(*, sizes: Mapping[Split, int] = SIZES, seed: int = 0) -> Skill[Meaning]:
-  """The database task; `sizes` examples a split, drawn by `seed`.
+  """The database task; `sizes` examples per split, drawn by `seed`.
 
   An answer passes if it gives the expected rows on every data set: in the expected order where the question asks for
   one, else in any; each as often as expected. Integers and floats are compared by value, as SQL does.

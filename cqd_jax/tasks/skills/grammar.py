@@ -13,7 +13,7 @@ T = TypeVar("T")
 M = TypeVar("M")
 
 SIZES: Mapping[Split, int] = {"train": 3000, "validation": 100, "test": 300}
-"""Examples a split, unless told otherwise."""
+"""Examples per split, unless stated otherwise."""
 
 ATTEMPTS = 200
 """Draws for every example that is wanted, after which a grammar counts as exhausted."""
@@ -48,14 +48,14 @@ class Grammar(Generic[M]):
 
 @dataclasses.dataclass(frozen=True)
 class Skill(Generic[M]):
-  """A miniature `Task` whose job is the answer's text alone, so that equal answers are executed once.
+  """A miniature `Task` whose job is only the answer's text, so that equal answers are executed once.
 
   Attributes:
     name: of the task.
     harness: of the task; its setup holds all the data, equal for all examples.
     grammar: of the examples.
     verdict: whether an untrusted value is the expected one, `verdict(expected, value)`.
-    sizes: examples a split.
+    sizes: examples per split.
     seed: which examples are drawn. The split of a meaning does not depend on it.
   """
 

@@ -1,4 +1,4 @@
-"""Executes a function body on fixed lists. Sent to the sandbox as text: the standard library alone."""
+"""Executes a function body on fixed lists. Sent to the sandbox as text: only the standard library."""
 
 import warnings
 from typing import Any

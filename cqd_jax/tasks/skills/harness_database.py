@@ -1,4 +1,4 @@
-"""Executes a SQL query on databases in memory. Sent to the sandbox as text: the standard library alone."""
+"""Executes a SQL query on databases in memory. Sent to the sandbox as text: only the standard library."""
 
 import sqlite3
 from typing import Any
@@ -13,7 +13,7 @@ DATABASES: list[sqlite3.Connection] = []
 
 
 def prepare(setup: list[str]) -> None:
-  """Builds a database from each script; a job inherits its own copy of them, for they are in memory alone."""
+  """Builds a database from each script; a job inherits its own copy of them, for they are only in memory."""
   DATABASES[:] = map(_open, setup)
 
 

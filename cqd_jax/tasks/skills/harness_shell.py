@@ -1,4 +1,4 @@
-"""Executes a shell command in small file trees. Sent to the sandbox as text: the standard library alone."""
+"""Executes a shell command in small file trees. Sent to the sandbox as text: only the standard library."""
 
 import os
 import time

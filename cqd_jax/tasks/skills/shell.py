@@ -190,7 +190,7 @@ def near_misses(meaning: Meaning) -> Iterator[Meaning]:
 
 
 def given(meaning: Meaning) -> JSON:
-  """What the command prints in each tree and how it changes it; from Python alone."""
+  """What the command prints in each tree and how it changes it; from Python only."""
   return [_evaluate(meaning, tree) for tree in trees()]
 
 
@@ -271,7 +271,7 @@ def _common_paths() -> tuple[str, ...]:
 
 
 def shell(*, sizes: Mapping[Split, int] = SIZES, seed: int = 0) -> Skill[Meaning]:
-  """The task "os"; `sizes` examples a split, drawn by `seed`.
+  """The task "os"; `sizes` examples per split, drawn by `seed`.
 
   An answer passes if in both trees it prints the expected lines and leaves the tree as it was; or, where a change is
   asked for, if it leaves exactly the expected tree, whatever it prints. The exit status is not judged.

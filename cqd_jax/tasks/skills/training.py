@@ -94,8 +94,8 @@ class Trainer:
 
   Args:
     config: the decoder.
-    batch_size: packed rows a batch.
-    row_length: tokens a row.
+    batch_size: packed rows per batch.
+    row_length: tokens per row.
   """
 
   def __init__(self, config: DecoderConfig, *, batch_size: int, row_length: int):

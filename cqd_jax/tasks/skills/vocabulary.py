@@ -1,7 +1,7 @@
 """The frozen vocabulary of the miniature skills: 128 pieces of text, greedy longest match.
 
 The file `vocabulary.txt` (a JSON string a line; the line's number is the id) is part of the package and never derived
-anew: a vocabulary built from drawn examples differs with the seed and silently makes trained weights useless. It holds
+again: a vocabulary built from drawn examples differs with the seed and silently makes trained weights useless. It holds
 four specials, every character of the skills' prompts and answers, and the pieces that shorten these most, with answers
 counted twice because they are decoded token by token.
 """

@@ -1,6 +1,4 @@
-"""The baseline searches on functions with known optima, NSGA-II against NumPy, the choice of members by brute force."""
-
-import itertools
+"""The baseline searches on functions with known optima, NSGA-II against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 from qdax.utils.pareto_front import compute_pareto_front
 
-from cqd_jax.search.baselines import (
+from cqd_jax.search.vector_search import (
   cma_es,
   crowding_distances,
   front_ranks,
@@ -17,7 +15,6 @@ from cqd_jax.search.baselines import (
   random_search,
   sbx_crossover,
 )
-from cqd_jax.search.swarm import choose_members, share_solved
 
 OPTIMUM = np.array([0.3, 0.8, -0.2, 0.5], np.float32)
 
@@ -316,34 +313,3 @@ def test_a_search_is_the_same_again_and_after_a_restart():
     rest, end = play(restarted, keys[stop:], saved)
     np.testing.assert_array_equal(rest, candidates[8 * stop :])
     jax.tree.map(np.testing.assert_array_equal, end, state)
-
-
-def test_members_are_chosen_greedily():
-  passed = np.array(
-    [
-      [1, 1, 1, 0, 0, 0],
-      [0, 1, 1, 1, 1, 0],
-      [1, 0, 0, 0, 0, 1],
-      [0, 0, 0, 0, 0, 0],
-    ],
-    bool,
-  )
-  assert choose_members(passed, 1) == [1]
-  assert choose_members(passed, 2) == [1, 2]
-  assert choose_members(passed, 9) == [1, 2, 0, 3]
-  assert share_solved(passed[[1, 2]]) == 1.0
-  assert share_solved(passed[[3]]) == 0.0
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_greedy_choice_keeps_its_guarantee(seed):
-  passed = np.random.default_rng(seed).uniform(size=(8, 30)) < 0.2
-  best = max(share_solved(passed[list(members)]) for members in itertools.combinations(range(8), 3))
-  chosen = choose_members(passed, 3)
-  assert len(set(chosen)) == 3
-  assert share_solved(passed[chosen]) >= (1 - 1 / np.e) * best
-
-
-def test_no_member_is_no_swarm():
-  with pytest.raises(ValueError, match="size"):
-    choose_members(np.ones((2, 2), bool), 0)

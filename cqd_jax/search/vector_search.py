@@ -134,7 +134,7 @@ def nsga2(
 
   Args:
     dimension: D.
-    batch_size: P, candidates a batch; need not be the size of the population.
+    batch_size: P, candidates per batch; need not be the size of the population.
     num_tasks: K.
     population_size: N.
     low: lower bound of every variable.

@@ -1,15 +1,19 @@
-"""How questions become tokens and tokens answers: the tokenizer, the decoder's settings, and where an answer ends."""
+"""How dialogues become tokens and tokens answers: the tokenizer, the decoder's settings, and where an answer ends."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cqd_jax.hub.load import ModelFolder
+from cqd_jax.hub.save import TOKENIZER_FILES
 from cqd_jax.models import DecoderConfig
+from cqd_jax.tasks.episode import Message
 from cqd_jax.tasks.skills.tokenizer import tokenizer_files
 from cqd_jax.tasks.skills.training import MINIATURE, prompt_tokens
-from cqd_jax.tasks.skills.vocabulary import BEGIN, END, PAD, decode
+from cqd_jax.tasks.skills.vocabulary import BEGIN, END, PAD, SEPARATOR, decode, encode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +22,7 @@ class TextInterface:
 
   Attributes:
     config: the decoder.
-    encode: a question to the tokens with which a model is asked.
+    encode: a dialogue to the tokens with which a model is asked; raises ValueError where it cannot be written so.
     decode: the tokens of an answer to its text.
     end_ids: tokens of which each ends an answer.
     pad_id: token that fills rows.
@@ -28,7 +32,7 @@ class TextInterface:
   """
 
   config: DecoderConfig
-  encode: Callable[[str], list[int]]
+  encode: Callable[[Sequence[Message]], list[int]]
   decode: Callable[[Iterable[int]], str]
   end_ids: tuple[int, ...]
   pad_id: int
@@ -36,18 +40,37 @@ class TextInterface:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def fingerprint(self) -> str:
+    """Names what an answer depends on beside weights and question."""
+    if isinstance(self.tokenizer, Path):
+      files = {
+        file.name: file.read_bytes() for file in sorted(self.tokenizer.glob("*")) if file.name in TOKENIZER_FILES
+      }
+    else:
+      files = {name: text.encode() for name, text in self.tokenizer.items()}
+    digest = hashlib.sha256(json.dumps([str(self.config), self.end_ids, self.pad_id]).encode())
+    for name, content in files.items():
+      digest.update(name.encode() + content)
+    return digest.hexdigest()[:16]
+
 
 def miniature_interface() -> TextInterface:
-  """Of the miniature models that are trained here."""
+  """Of the miniature models that are trained here. A dialogue is its messages, each with a separator behind it."""
   ids = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": PAD}
-  return TextInterface(MINIATURE, prompt_tokens, decode, (END,), PAD, tokenizer_files(), ids, ids)
+
+  def encode_dialogue(messages: Sequence[Message]) -> list[int]:
+    first, *rest = messages
+    return prompt_tokens(first.content) + [token for message in rest for token in (*encode(message.content), SEPARATOR)]
+
+  return TextInterface(MINIATURE, encode_dialogue, decode, (END,), PAD, tokenizer_files(), ids, ids)
 
 
 def interface_of(base: ModelFolder) -> TextInterface:
-  """Of a Hugging Face model: a question is the user's turn of its chat template, or plain text where it has none.
+  """Of a Hugging Face model: its chat template, or plain text where it has none.
 
   Raises:
-    ValueError: naming the folder, if it has no tokenizer, or nothing tells how an answer ends.
+    ValueError: naming the folder, if it has no tokenizer, or nothing says how an answer ends.
   """
   tokenizer = base.tokenizer
   if tokenizer is None:
@@ -55,14 +78,15 @@ def interface_of(base: ModelFolder) -> TextInterface:
   if not base.end_ids:
     raise ValueError(f"{base.folder}: no eos_token_id, neither in its configs nor in its tokenizer")
 
-  def encode(text: str) -> list[int]:
+  def encode_dialogue(messages: Sequence[Message]) -> list[int]:
+    text = messages[-1].content
     try:
       if tokenizer.chat_template:
-        turn = [{"role": "user", "content": text}]
-        chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids: list[int] = tokenizer(chat, add_special_tokens=False)["input_ids"]  # the template has written them
       else:
-        ids = tokenizer(text)["input_ids"]
+        ids = tokenizer("\n".join(message.content for message in messages))["input_ids"]
     except Exception as error:  # of Jinja, of Rust
       raise ValueError(f"{base.folder}: its tokenizer cannot ask {text[:40]!r} ({error})") from error
     if not ids or max(ids) >= base.config.vocab_size:
@@ -77,5 +101,5 @@ def interface_of(base: ModelFolder) -> TextInterface:
 
   pad_id = base.end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
   return TextInterface(
-    base.config, encode, decode_text, base.end_ids, pad_id, base.folder, base.content, base.generation
+    base.config, encode_dialogue, decode_text, base.end_ids, pad_id, base.folder, base.content, base.generation
   )

@@ -1,0 +1,148 @@
+"""The decoder in this process: candidates decoded group by group, greedily, with one program whatever their number."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cqd_jax.engines.text_interface import TextInterface
+from cqd_jax.genotypes.placement import over_population
+from cqd_jax.genotypes.space import Candidates
+from cqd_jax.low_rank import combine_shared, partition_shared
+from cqd_jax.models import PromptBucket, bucket_population_prompts, bucket_prompts, decode_population
+from cqd_jax.tasks.episode import Engine, Message, Request
+from cqd_jax.types import Params
+
+ROWS_ROUNDED_TO, TOKENS_ROUNDED_TO = 8, 16
+"""Of prompts that differ by candidate: shapes are rounded up so far, so that few programs are compiled."""
+
+
+def local(
+  interface: TextInterface,
+  *,
+  candidates_per_batch: int = 1,
+  prompt_buckets: int = 6,
+  mesh: Mesh | None = None,
+) -> Engine:
+  """The decoder in this process.
+
+  Args:
+    interface: tokenizer and decoder of all models.
+    candidates_per_batch: candidates decoded together. 1 is fastest on a CPU for models that fit its cache; more pay on
+      an accelerator, and where candidates share the base's weights.
+    prompt_buckets: buckets of similar length into which questions are divided, so that short ones do not pay for long
+      ones.
+    mesh: the devices of the run.
+  """
+  return LocalEngine(interface, group_size=candidates_per_batch, num_buckets=prompt_buckets, mesh=mesh)
+
+
+class LocalEngine:
+  """Greedy decoding with all candidates' prompts in one batch; see `cqd_jax.models.decoding`.
+
+  Only `group_size` candidates are written out at a time. The last group is filled up with a candidate that it has, so
+  that any number of them runs the same compiled program.
+
+  Args:
+    interface: tokenizer and decoder of all models.
+    group_size: candidates decoded together.
+    num_buckets: buckets of prompts of similar length.
+    mesh: divides a group over its `population` axis; None: one device.
+
+  Raises:
+    ValueError: naming the argument that is below 1, or a group that the mesh does not divide.
+  """
+
+  def __init__(self, interface: TextInterface, *, group_size: int = 1, num_buckets: int = 1, mesh: Mesh | None = None):
+    for name, value in (("candidates_per_batch", group_size), ("prompt_buckets", num_buckets)):
+      if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    if mesh is not None and group_size % mesh.shape["population"]:
+      raise ValueError(
+        f"candidates_per_batch: expected a multiple of mesh.population={mesh.shape['population']}, got {group_size}; "
+        "devices would repeat each other's work"
+      )
+    self._interface = interface
+    self._group_size = group_size
+    self._num_buckets = num_buckets
+    self._mesh = mesh
+    self._shared_buckets = functools.lru_cache(maxsize=16)(self._bucket)
+    self._encoded: dict[tuple[Message, ...], tuple[int, ...]] = {}
+    self.fingerprint = interface.fingerprint
+
+  def generate(self, individuals: Candidates, requests: Sequence[Sequence[Request]]) -> list[list[str]]:
+    """See `Engine`.
+
+    Raises:
+      ValueError: if there is not one list of requests for each individual, or a dialogue cannot be written as tokens.
+    """
+    if len(requests) != individuals.size:
+      raise ValueError(f"requests: expected one list for each of {individuals.size} individuals, got {len(requests)}")
+    same = all(own == requests[0] for own in requests[1:])
+    texts: list[list[str]] = []
+    for start in range(0, individuals.size, self._group_size):
+      group = range(start, min(start + self._group_size, individuals.size))
+      if not any(requests[index] for index in group):  # all that these were asked is answered
+        texts += [[] for _ in group]
+        continue
+      filled = [*group, *[group[0]] * (self._group_size - len(group))]
+      params = self._place(individuals.params_of(filled))
+      asked = [requests[index] for index in filled]
+      texts += self._answer(params, asked, shared=same)[: len(group)]
+    return texts
+
+  def _answer(self, params: Params, asked: Sequence[Sequence[Request]], *, shared: bool) -> list[list[str]]:
+    limits = [[request.max_new_tokens for request in own] for own in asked]
+    if shared:
+      buckets = self._shared_buckets(tuple(self._encode(request.messages) for request in asked[0]))
+    else:
+      buckets = self._own_buckets([[self._encode(request.messages) for request in own] for own in asked])
+    tokens, lengths = decode_population(
+      params,
+      self._interface.config,
+      buckets,
+      max_new_tokens=max(limit for own in limits for limit in own),
+      end_ids=self._interface.end_ids,
+      pad_id=self._interface.pad_id,
+      group_size=len(asked),
+    )
+    rows, ends = np.asarray(tokens).tolist(), np.asarray(lengths).tolist()
+    return [
+      [
+        self._interface.decode(row[: min(end, limit)])
+        for row, end, limit in zip(own, own_ends, own_limits, strict=False)  # rows beyond the requests are filling
+      ]
+      for own, own_ends, own_limits in zip(rows, ends, limits, strict=True)
+    ]
+
+  def _bucket(self, prompts: tuple[tuple[int, ...], ...]) -> list[PromptBucket]:
+    return bucket_prompts(prompts, num_buckets=self._num_buckets, pad_id=self._interface.pad_id)
+
+  def _own_buckets(self, prompts: list[list[tuple[int, ...]]]) -> list[PromptBucket]:
+    """Buckets of prompts that differ by candidate; who has fewer than others repeats the shortest of all."""
+    most = max(map(len, prompts))
+    rows = -(-most // ROWS_ROUNDED_TO) * ROWS_ROUNDED_TO
+    shortest = min((prompt for own in prompts for prompt in own), key=len)
+    filled = [[*own, *[shortest] * (rows - len(own))] for own in prompts]
+
+    return bucket_population_prompts(
+      filled, num_buckets=1, pad_id=self._interface.pad_id, multiple_of=TOKENS_ROUNDED_TO
+    )
+
+  def _encode(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    if messages not in self._encoded:
+      if len(self._encoded) > 100_000:
+        self._encoded.clear()
+      self._encoded[messages] = tuple(self._interface.encode(messages))
+    return self._encoded[messages]
+
+  def _place(self, params: Params) -> Params:
+    """The group over the mesh, if there is one; what candidates share stays where it is."""
+    if self._mesh is None:
+      return params
+    own, shared = partition_shared(params)
+    placed: Any = jax.device_put(own, over_population(self._mesh))
+    return combine_shared(placed, shared)

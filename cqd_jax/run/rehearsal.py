@@ -1,0 +1,71 @@
+"""Every method is made once from a tiny model, so that what cannot work is refused before anything is scored."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cqd_jax.config.settings import ConfigError, ExperimentSettings
+from cqd_jax.engines.text_interface import TextInterface
+from cqd_jax.genotypes import CoreBasis
+from cqd_jax.genotypes.space import Space, core_space, dense_space
+from cqd_jax.models import DecoderConfig, init_params
+from cqd_jax.run.context import Method
+from cqd_jax.run.methods import methods_of
+from cqd_jax.run.text_run import reads_in_core
+from cqd_jax.search.algorithm import SearchContext
+
+
+def rehearse(settings: ExperimentSettings, interface: TextInterface, num_tasks: int) -> None:
+  """Makes each method, from random experts of a model with the same parts in tiny.
+
+  Raises:
+    ConfigError: naming the method, and the setting that cannot be used.
+  """
+  num_experts = len(settings.experts) or num_tasks
+  root = _tiny_root(interface.config, num_experts, in_core=reads_in_core(settings) is not None)
+  names = tuple(f"task {number}" for number in range(num_tasks))
+  context = SearchContext(root, lambda rank, make: make(), names, settings.evolution.children)
+  for method in methods_of(settings):
+    try:
+      _make(method, context)
+    except ValueError as error:
+      raise ConfigError(f"{method.name}: {error}") from error
+
+
+def _make(method: Method, context: SearchContext) -> None:
+  """Makes a method by tracing alone, which compiles nothing; one that needs to see numbers is made with them."""
+
+  def trace() -> int:
+    method.make(context)
+    return 0
+
+  try:
+    jax.eval_shape(trace)
+  except (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError):
+    method.make(context)
+
+
+def _tiny_root(config: DecoderConfig, num_experts: int, *, in_core: bool) -> Space:
+  """Experts of a model with one layer; drawn by NumPy, since JAX would compile a program for each shape."""
+  tiny = dataclasses.replace(
+    config,
+    vocab_size=4,
+    hidden_size=4,
+    intermediate_size=4,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=2,
+    rope_scaling=None,
+  )
+  shapes = jax.eval_shape(lambda key: init_params(key, tiny), jax.random.key(0))
+  numbers = np.random.default_rng(0)
+
+  def draw(*shape: int) -> jax.Array:
+    return jnp.asarray(numbers.standard_normal(shape, np.float32))
+
+  base = jax.tree.map(lambda leaf: draw(*leaf.shape), shapes)
+  experts = jax.tree.map(lambda leaf: draw(num_experts, *leaf.shape), shapes)
+  return core_space(CoreBasis.from_experts(base, experts, rank=2)) if in_core else dense_space(base, experts)

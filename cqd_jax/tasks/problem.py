@@ -1,0 +1,106 @@
+"""What is scored: a `Problem` gives a float for each individual, task and sample, and knows itself by a fingerprint.
+
+`TextProblem` puts questions to language models, `TracedProblem` is a function that JAX traces, of any pytree.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+
+from cqd_jax.genotypes.space import Space
+from cqd_jax.tasks.task import Split
+from cqd_jax.types import Genotype
+
+
+class Scored(NamedTuple):
+  """How P individuals were scored.
+
+  Attributes:
+    values: float32 `[P, K, B]`: a verdict is 0 or 1, an IoU or a reward any number. NaN pads tasks that have fewer
+      samples than others; a row whose evaluation failed is NaN whole.
+    seconds: that it took.
+    scores: `[P, K]` float32, filled in by `with_scores`; what archives and searches compare.
+  """
+
+  values: Any
+  seconds: Any = 0.0
+  scores: Any = None
+
+  def with_scores(self) -> "Scored":
+    """With `scores` as `task_scores` gives them, unless they are there."""
+    return self if self.scores is not None else self._replace(scores=task_scores(self.values))
+
+
+def task_scores(values: Any) -> Any:
+  """The score of each task: the mean over the samples that are there, NaN where there is none.
+
+  Args:
+    values: `[..., K, B]`, NumPy (summed in float64) or JAX (in float32).
+
+  Returns:
+    `[..., K]`: float64 of a NumPy array, else float32.
+  """
+  if isinstance(values, np.ndarray):
+    there = ~np.isnan(values)
+    count, total = there.sum(axis=-1), np.where(there, values, 0).sum(axis=-1, dtype=np.float64)
+    means: np.ndarray = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return means
+  known = ~jnp.isnan(values)
+  count = known.sum(axis=-1)
+  return jnp.where(count > 0, jnp.where(known, values, 0).sum(axis=-1) / jnp.maximum(count, 1), jnp.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One sample as a model answered it, to be looked at.
+
+  Attributes:
+    task: its name.
+    prompt: what was asked.
+    gold: a right answer; "" where there is none to show.
+    answer: the model's.
+    score: of it; 0 and 1 are shown as wrong and right.
+    pictures: captions with images, uint8 `[H, W]` or `[H, W, 3]`.
+  """
+
+  task: str
+  prompt: str
+  gold: str
+  answer: str
+  score: float
+  pictures: tuple[tuple[str, Any], ...] = ()
+
+
+@runtime_checkable
+class Problem(Protocol):
+  """What is scored. Individuals are genotypes of a space, since a served engine may want an adapter and not params."""
+
+  task_names: tuple[str, ...]
+
+  def fingerprint(self, split: Split) -> str:
+    """Names all that a score depends on beside the individual: samples, grader, settings of decoding.
+
+    Parts are told apart by spaces and named, as `"coding=1f3a decoding=77b0"`, so that what changed can be named.
+    """
+
+  def score(self, split: Split, individuals: Genotype, space: Space) -> Scored:
+    """Scores P individuals, leaves `[P, ...]`, of a space that scores them (`Space.scored_in`)."""
+
+  def samples(self, split: Split, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
+    """Up to `count` samples of each task as one individual (leaves `[...]`) answers them; () if none can be shown."""
+
+
+@runtime_checkable
+class TracedScoring(Protocol):
+  """A problem whose scoring JAX can trace, so that a search runs whole inside `jax.lax.scan`."""
+
+  def traced_values(self, split: Split, individuals: Genotype, space: Space) -> Any:
+    """`Scored.values` of P individuals, only by traceable operations."""
+
+
+def changed_parts(before: str, now: str) -> list[str]:
+  """The named parts in which two fingerprints differ."""
+  return sorted({part.partition("=")[0] for part in set(before.split()) ^ set(now.split())})

@@ -1,0 +1,195 @@
+"""Problems of text: episodes played by an engine, their answers executed, all candidates and tasks round by round."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cqd_jax.genotypes.space import Candidates, Space, population_of_one, population_size
+from cqd_jax.tasks.episode import Engine, Episode, Message, Request, as_episode
+from cqd_jax.tasks.execution import Execute, Harness, Job, Outcome, execute_distinct
+from cqd_jax.tasks.problem import Sample, Scored, Split
+from cqd_jax.tasks.source import source_digest
+from cqd_jax.tasks.task import Example, Task
+from cqd_jax.types import Genotype
+
+NOTHING = Outcome("ok")
+"""What an episode gets where there was nothing to execute."""
+
+
+class Dialogue:
+  """One sample of one candidate, as far as it has come.
+
+  Attributes:
+    messages: all that was said.
+    answers: the model's turns among them.
+    score: of the sample, once it is known.
+  """
+
+  def __init__(self, episode: Episode, example: Example):
+    self.episode = episode
+    self.example = example
+    self.messages = tuple(episode.opening(example))
+    self.answers: list[str] = []
+    self.score: float | None = None
+
+  def take(self, answer: str) -> Job | None:
+    """The model's next turn; what to execute after it."""
+    self.messages += (Message("assistant", answer),)
+    self.answers.append(answer)
+    return self.episode.job(self.example, self.answers)
+
+  def hear(self, outcome: Outcome) -> None:
+    """What came of it: the next observation, or the score. A dialogue that does not end in time has failed."""
+    reply = self.episode.reply(self.example, self.answers, outcome)
+    if not isinstance(reply, Message):
+      self.score = float(reply)
+    elif len(self.answers) >= self.episode.max_turns:
+      self.score = 0.0
+    else:
+      self.messages += (reply,)
+
+
+class TextProblem:
+  """K tasks for language models; see `cqd_jax.tasks.task` and `cqd_jax.tasks.episode` for what a task is.
+
+  In each round all open dialogues of all candidates and tasks go to the engine in one call, and their answers to the
+  sandbox in one; equal answers are executed once.
+
+  Args:
+    tasks: K tasks or episodes. They may have different numbers of samples.
+    engine: produces the answers.
+    execute: runs them, as a rule a sandbox that starts when it is needed.
+    max_new_tokens: most tokens that an answer may have.
+
+  Attributes:
+    decode_seconds: spent in the engine so far.
+    grade_seconds: spent in executing and judging so far.
+
+  Raises:
+    ValueError: naming the task: a name twice, or two harnesses of one name that differ.
+  """
+
+  def __init__(self, tasks: Sequence[Task | Episode], engine: Engine, execute: Execute, *, max_new_tokens: int):
+    self.episodes = tuple(as_episode(task) for task in tasks)
+    self.task_names = tuple(episode.name for episode in self.episodes)
+    if len(set(self.task_names)) != len(self.task_names):
+      raise ValueError(f"tasks: expected names that differ, got {', '.join(self.task_names)}")
+    harnesses_of(tasks)
+    self.engine = engine
+    self._execute = execute
+    self._max_new_tokens = max_new_tokens
+    self._examples: dict[Split, list[list[Example]]] = {}
+    self._fingerprints: dict[Split, str] = {}
+    self.decode_seconds = self.grade_seconds = 0.0
+
+  def examples(self, split: Split) -> list[list[Example]]:
+    """The samples of each task."""
+    if split not in self._examples:
+      self._examples[split] = [list(episode.examples(split)) for episode in self.episodes]
+    return self._examples[split]
+
+  def fingerprint(self, split: Split) -> str:
+    """For each task its samples, grader and harness; and what decoding depends on."""
+    if split not in self._fingerprints:
+      parts = [
+        f"{_word(episode.name)}={_digest_of(episode, asked)}"
+        for episode, asked in zip(self.episodes, self.examples(split), strict=True)
+      ]
+      decoding = f"decoding={self.engine.fingerprint}-{self._max_new_tokens}"
+      self._fingerprints[split] = " ".join([*parts, decoding])
+    return self._fingerprints[split]
+
+  def score(self, split: Split, individuals: Genotype, space: Space) -> Scored:
+    """See `Problem`; plays every dialogue to its end."""
+    started = time.perf_counter()
+    dialogues = self.play(split, individuals, space)
+    asked = self.examples(split)
+    values = np.full((len(dialogues), len(asked), max(map(len, asked), default=0)), np.nan, np.float32)
+    for p, by_task in enumerate(dialogues):
+      for k, own in enumerate(by_task):
+        values[p, k, : len(own)] = [dialogue.score for dialogue in own]
+    return Scored(values, time.perf_counter() - started)
+
+  def samples(self, split: Split, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
+    """Some samples of each task: first some that the individual fails, then some that it solves."""
+    (by_task,) = self.play(split, population_of_one(individual), space)
+    found = []
+    for name, own in zip(self.task_names, by_task, strict=True):
+      failed = [dialogue for dialogue in own if (dialogue.score or 0) < 1]
+      solved = [dialogue for dialogue in own if (dialogue.score or 0) >= 1]
+      num_failed = min(len(failed), max(count // 2, count - len(solved)))
+      for dialogue in (*failed[:num_failed], *solved[: count - num_failed]):
+        answer = dialogue.answers[0] if dialogue.episode.max_turns == 1 else _transcript(dialogue.messages[1:])
+        prompt = dialogue.example.prompt
+        found.append(Sample(name, prompt, dialogue.example.answer, answer, float(dialogue.score or 0)))
+    return found
+
+  def play(self, split: Split, individuals: Genotype, space: Space) -> list[list[list[Dialogue]]]:
+    """All dialogues of P individuals to their end: `[P][K][B_k]`."""
+    size = population_size(individuals)
+    pairs = list(zip(self.episodes, self.examples(split), strict=True))
+    dialogues = [[[Dialogue(episode, example) for example in asked] for episode, asked in pairs] for _ in range(size)]
+    candidates = Candidates(individuals, space)
+    still_open = [[dialogue for own in by_task for dialogue in own] for by_task in dialogues]
+    while any(still_open):
+      self._round(candidates, still_open)
+      still_open = [[dialogue for dialogue in own if dialogue.score is None] for own in still_open]
+    return dialogues
+
+  def _round(self, candidates: Candidates, still_open: Sequence[Sequence[Dialogue]]) -> None:
+    """One answer to each open dialogue, and what comes of it."""
+    requests = [[Request(dialogue.messages, self._max_new_tokens) for dialogue in own] for own in still_open]
+    started = time.perf_counter()
+    answers = self.engine.generate(candidates, requests)
+    decoded = time.perf_counter()
+    if [len(own) for own in answers] != [len(own) for own in requests]:
+      raise ValueError("engine: expected one answer to each request")
+    heard = [
+      (dialogue, dialogue.take(answer))
+      for own, texts in zip(still_open, answers, strict=True)
+      for dialogue, answer in zip(own, texts, strict=True)
+    ]
+    outcomes = execute_distinct([job for _, job in heard if job is not None], self._execute)
+    results = iter(outcomes)
+    for dialogue, job in heard:
+      dialogue.hear(NOTHING if job is None else next(results))
+    self.decode_seconds += decoded - started
+    self.grade_seconds += time.perf_counter() - decoded
+
+
+def harnesses_of(tasks: Sequence[Task | Episode]) -> list[Harness]:
+  """The harnesses of tasks, each once: two tasks may share one.
+
+  Raises:
+    ValueError: naming the tasks of which two different harnesses have one name.
+  """
+  found: dict[str, tuple[Harness, str]] = {}
+  for task in tasks:
+    harness, owner = found.setdefault(task.harness.name, (task.harness, task.name))
+    if harness != task.harness:
+      raise ValueError(f"tasks: {owner} and {task.name} have different harnesses named {harness.name!r}")
+  return [harness for harness, _ in found.values()]
+
+
+def _digest_of(episode: Episode, asked: Sequence[Example]) -> str:
+  """Of the samples, of what executes answers and of what judges them."""
+  grader = getattr(episode, "task", episode)
+  content: list[Any] = [
+    [[example.prompt, example.answer, repr(example.expected)] for example in asked],
+    [episode.harness.name, episode.harness.source, repr(episode.harness.setup)],
+    source_digest(grader),
+  ]
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _word(name: str) -> str:
+  """A name as one word, for a fingerprint whose parts are told apart by spaces."""
+  return "".join("_" if character.isspace() or character == "=" else character for character in name)
+
+
+def _transcript(messages: Sequence[Message]) -> str:
+  return "\n".join(f"{message.role}: {message.content}" for message in messages)

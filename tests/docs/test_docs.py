@@ -1,0 +1,126 @@
+"""The examples of docs/ run as they stand."""
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import yaml
+
+from cqd_jax.config.plugs import Plug, resolve
+from cqd_jax.config.settings import parse_settings
+from cqd_jax.genotypes.space import Candidates, dense_space
+from cqd_jax.run import run
+from cqd_jax.run.text_run import tasks_of
+from cqd_jax.sandbox.sandbox import Sandbox, probe
+from cqd_jax.tasks import Message, Outcome, Request, TextProblem, TracedProblem, grade
+
+PAGES = ("script", "task", "operator", "method", "engine")
+
+
+def blocks(pytestconfig, page, kind):
+  text = (pytestconfig.rootpath / "docs" / f"{page}.md").read_text(encoding="utf-8")
+  return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def as_module(pytestconfig, tmp_path, monkeypatch):
+  """Writes the Python of a page as the file that it names."""
+
+  def write(page, name):
+    (tmp_path / f"{name}.py").write_text("\n".join(blocks(pytestconfig, page, "python")))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return blocks(pytestconfig, page, "yaml")
+
+  return write
+
+
+def toy(**data):
+  return TracedProblem(
+    lambda params, goals: jnp.exp(-((params["w"][None] - goals) ** 2).mean(axis=(1, 2)))[:, None],
+    {"validation": jnp.stack([jnp.ones((2, 2)), -jnp.ones((2, 2))])} | {"test": jnp.zeros((2, 2, 2))} | data,
+    task_names=("up", "down"),
+  )
+
+
+def test_every_page_is_listed(pytestconfig):
+  listed = re.findall(r"\]\((\w+)\.md\)", (pytestconfig.rootpath / "docs" / "README.md").read_text(encoding="utf-8"))
+  assert tuple(listed) == PAGES
+  assert {path.stem for path in (pytestconfig.rootpath / "docs").glob("*.md")} == {"README", *PAGES}
+
+
+@pytest.mark.usefixtures("qdax_ranks")  # users add biases as they like
+def test_a_script(pytestconfig, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (example,) = blocks(pytestconfig, "script", "python")
+  exec(compile(example, "script.md", "exec"), {})
+  assert "CycleQD, best elite" in capsys.readouterr().out
+  assert (tmp_path / "runs" / "likeness" / "report.html").is_file()
+
+
+def test_a_task(as_module):
+  if probe() is not None:
+    pytest.skip(f"nothing isolates answers here: {probe()}")
+  (named,) = as_module("task", "my_tasks")
+  settings = parse_settings({**yaml.safe_load(named), "seed": 1}, "task.md")
+  _, task = tasks_of(settings)
+  examples = task.examples("validation")
+  assert len(examples) == settings.tasks.validation
+  with Sandbox([task.harness], workers=1) as sandbox:
+    assert grade(task, examples[:2], [examples[0].answer, "1"], sandbox).tolist() == [True, False]
+  import my_tasks
+
+  guesses = iter(["3", "7"])
+
+  class Guesser:
+    fingerprint = "guesser"
+
+    def generate(self, individuals, requests):
+      return [[next(guesses) for _ in own] for own in requests]
+
+  def execute(jobs):
+    return [Outcome("ok", int(job.payload)) for job in jobs]
+
+  problem = TextProblem([my_tasks.Guessing()], Guesser(), execute, max_new_tokens=4)
+  space = dense_space(jnp.zeros(1), jnp.zeros((1, 1)))
+  assert problem.score("test", space.experts, space).values.tolist() == [[[1.0]]]
+
+
+def test_an_operator(as_module):
+  (named,) = as_module("operator", "my_operators")
+  plug = Plug.parse(yaml.safe_load(named)["evolution"]["crossover"])
+  swap = resolve("crossover", plug, "crossover")
+  assert swap.keywords == {"share": 0.3}
+  first, second = ({"a": jnp.full(2, value), "b": jnp.full(3, value)} for value in (1.0, 2.0))
+  child, note = swap(jax.random.key(0), first, second)
+  values = [float(leaf[0]) for leaf in jax.tree.leaves(child)]
+  assert set(values) <= {1.0, 2.0}
+  assert float(note["from_first"]) == values.count(1.0) / 2
+
+
+@pytest.mark.usefixtures("qdax_ranks")
+def test_a_method(as_module, tmp_path):
+  (named,) = as_module("method", "my_methods")
+  experts = [{"w": jnp.full((2, 2), value)} for value in (0.5, -0.5)]
+  result = run(
+    problem=toy(),
+    base={"w": jnp.zeros((2, 2))},
+    experts=experts,
+    methods=yaml.safe_load(named)["methods"],
+    budget=8,
+    run_dir=tmp_path / "run",
+    seed=0,
+  )
+  assert result.rows[-1].name == "hill climbing"
+  assert result.rows[-1].evaluations == 8
+
+
+def test_an_engine(as_module):
+  (named,) = as_module("engine", "my_engines")
+  engine = resolve("engine", Plug.parse(yaml.safe_load(named)["engine"]), "engine")(None)
+
+  space = dense_space(jnp.zeros(1), jnp.zeros((2, 1)))
+  asked = [[Request((Message("user", "hello"),), 5)]] * 2
+  assert engine.generate(Candidates(space.experts, space), asked) == [["HELLO"], ["HELLO"]]

@@ -1,0 +1,106 @@
+"""The decoder in this process as an engine: who is asked what, groups that are filled up, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cqd_jax.engines import Candidates, Engine, LocalEngine, local
+from cqd_jax.engines.text_interface import TextInterface, miniature_interface
+from cqd_jax.genotypes.space import dense_space
+from cqd_jax.models import DecoderConfig, greedy_decode, init_params
+from cqd_jax.tasks import Message, Request
+from cqd_jax.tasks.skills.training import prompt_tokens
+from cqd_jax.tasks.skills.vocabulary import SEPARATOR
+from cqd_jax.tasks.skills.vocabulary import encode as encode_text
+
+CONFIG = DecoderConfig(
+  vocab_size=11, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4
+)
+END, PAD = 1, 0
+LETTERS = "abcdefghijk"
+
+
+def encode(messages):
+  return [LETTERS.index(letter) for message in messages for letter in message.content]
+
+
+def decode(tokens):
+  return "".join(LETTERS[token] for token in tokens)
+
+
+INTERFACE = TextInterface(CONFIG, encode, decode, (END,), PAD, {"tokenizer.json": "{}"})
+
+
+def ask(text, max_new_tokens=6):
+  return Request((Message("user", text),), max_new_tokens)
+
+
+@pytest.fixture(scope="module")
+def candidates():
+  keys = jax.random.split(jax.random.key(0), 4)
+  # Larger than at initialization, so that the models disagree.
+  population = jax.tree.map(lambda leaf: leaf * 6, jax.vmap(lambda key: init_params(key, CONFIG))(keys))
+  return Candidates(population, dense_space(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), population), population))
+
+
+@pytest.fixture(scope="module")
+def answer(candidates):
+  """What `greedy_decode` of the one request gives."""
+
+  def one(candidate, request):
+    params = jax.tree.map(lambda leaf: leaf[candidate], candidates.genotypes)
+    asked = encode(request.messages)
+    prompt = np.zeros((1, 8), np.int32)
+    prompt[0, : len(asked)] = asked
+    tokens, lengths = greedy_decode(
+      params, CONFIG, jnp.asarray(prompt), jnp.array([len(asked)]), max_new_tokens=6, end_ids=(END,)
+    )
+    return decode(np.asarray(tokens)[0, : min(int(lengths[0]), request.max_new_tokens)].tolist())
+
+  return one
+
+
+REQUESTS = {
+  "none of one": [[ask("c"), ask("ddf")], [], [ask("c")], [ask("ji"), ask("e"), ask("kcig")]],
+  "as many, but others": [[ask("c")], [ask("d")], [ask("eeee")], [ask("f")]],
+  "the same": [[ask("c"), ask("ddf"), ask("kcig")]] * 4,
+  "of different lengths": [[ask("c", 1), ask("ddf", 6), ask("kcig", 3)]] * 4,
+  "of different lengths by candidate": [[ask("c", size)] for size in (1, 6, 3, 6)],
+}
+
+
+@pytest.mark.parametrize(("name", "group_size"), [("none of one", 1), *((name, 3) for name in REQUESTS)])
+def test_each_request_is_answered_as_if_it_were_the_only_one(candidates, answer, name, group_size):
+  requests = REQUESTS[name]
+  engine = LocalEngine(INTERFACE, group_size=group_size, num_buckets=2)
+  expected = [[answer(candidate, request) for request in own] for candidate, own in enumerate(requests)]
+  assert engine.generate(candidates, requests) == expected
+
+
+def test_who_is_asked_nothing_says_nothing(candidates):
+  engine = LocalEngine(INTERFACE)
+  assert engine.generate(candidates, [[], [], [], []]) == [[], [], [], []]
+
+
+def test_what_cannot_be_is_refused_by_name(candidates):
+  for setting in ("candidates_per_batch", "prompt_buckets"):
+    with pytest.raises(ValueError, match=f"{setting}: expected at least 1, got 0"):
+      local(INTERFACE, **{setting: 0})
+  with pytest.raises(ValueError, match="requests: expected one list for each of 4 individuals, got 3"):
+    LocalEngine(INTERFACE).generate(candidates, [[ask("c")]] * 3)
+
+
+def test_it_is_an_engine_whose_settings_change_no_answer():
+  engine = local(INTERFACE, candidates_per_batch=2, prompt_buckets=3)
+  assert isinstance(engine, Engine)
+  assert engine.fingerprint == local(INTERFACE).fingerprint
+
+
+def test_a_dialogue_with_a_miniature_model_is_its_messages_each_with_a_separator():
+  encode_dialogue = miniature_interface().encode
+  one = encode_dialogue((Message("user", "add 1 to x"),))
+  assert one == prompt_tokens("add 1 to x")
+  assert one[-1] == SEPARATOR
+  longer = encode_dialogue((Message("user", "add 1 to x"), Message("assistant", "x + 1"), Message("user", "x")))
+  assert longer == [*one, *encode_text("x + 1"), SEPARATOR, *encode_text("x"), SEPARATOR]
