@@ -1,17 +1,24 @@
 # make quickstart   install into .venv, run the miniature experiment, print its table
-# make test         install into .venv, run the whole test suite
+# make test         install into .venv, run the test suite
+# make soak         the longest of its tests: more kills, more fuzzing
+# make lint         ruff and mypy
+#
+# What pip cannot install (bubblewrap, and a browser for the tests) is installed with apt where that needs no password.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint sandbox
+.PHONY: quickstart test soak lint sandbox browser
 .DEFAULT_GOAL := quickstart
 
 quickstart: sandbox $(VENV)/installed
 	$(BIN)/cqd evolve experiments/skills.yaml
 
-test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+test: browser $(VENV)/installed-test
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
+
+soak: browser $(VENV)/installed-test
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10 -m soak
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -19,9 +26,12 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 
 sandbox:
-	@command -v bwrap >/dev/null || { \
-	  echo "Models' answers are executed in a sandbox that needs bubblewrap; install it with: sudo apt-get install bubblewrap" >&2; \
-	  exit 1; }
+	@sh .ci/packages bwrap=bubblewrap || { \
+	  echo "Models' answers are executed in a sandbox that needs bubblewrap" >&2; exit 1; }
+
+# Tests of what is not there are skipped, with the reason.
+browser:
+	@sh .ci/packages bwrap=bubblewrap chromium=chromium chromedriver=chromium-driver || true
 
 # Where python3 comes without ensurepip (Debian without python3-venv), virtualenv makes the environment instead.
 $(BIN)/python:
