@@ -171,10 +171,10 @@ def core(root: Space, keep: KeepBasis, *, rank: int = 16, share_base: bool = Fal
     rank: rank to which the experts' task vectors are truncated; 0: not.
     share_base: decode with the base's weights shared by all candidates instead of writing each candidate's out.
   """
-  if root.name == "core":
-    return root
   if rank < 0:
     raise ValueError(f"rank: expected at least 0, got {rank}")
+  if root.name == "core":
+    return root
   basis = keep(rank, lambda: CoreBasis.from_experts(root.base, root.experts, rank=rank or None))
   return core_space(basis, share_base=share_base)
 

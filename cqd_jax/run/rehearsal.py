@@ -24,7 +24,8 @@ def rehearse(settings: ExperimentSettings, interface: TextInterface, num_tasks: 
     ConfigError: naming the method, and the setting that cannot be used.
   """
   num_experts = len(settings.experts) or num_tasks
-  root = _tiny_root(interface.config, num_experts, in_core=reads_in_core(settings) is not None)
+  in_core = settings.base is not None and reads_in_core(settings) is not None
+  root = _tiny_root(interface.config, num_experts, in_core=in_core)
   names = tuple(f"task {number}" for number in range(num_tasks))
   context = SearchContext(root, lambda rank, make: make(), names, settings.evolution.children)
   for method in methods_of(settings):

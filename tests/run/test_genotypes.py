@@ -171,7 +171,7 @@ def test_settings_of_genotypes_are_checked(plug, message):
     ),
     (
       {"genotype": Plug("coefficients"), "mutation": Plug("svd", {"max_scale": 2.0})},
-      "mutation: svd_mutation is inner",
+      "mutation svd_mutation: inner_product, so on a genotype",
     ),
     ({"cells": Plug("from_experts", {"shape": 10_000})}, "CycleQD: cells: .*use Centroids.cvt"),
   ],
