@@ -292,7 +292,7 @@ def test_other_kinds_of_adapters_are_refused(config, bases, tmp_path):
     ({"rank_pattern": ["q_proj"]}, r"rank_pattern: expected values by pattern, got \['q_proj'\]"),
     ({"rank_pattern": {"q_(proj": 4}}, r"rank_pattern: 'q_\(proj' is no pattern"),
     ({"alpha_pattern": {"q{99999999999999999999}": 4}}, "alpha_pattern: .* is no pattern"),
-    ({"alpha_pattern": {"(" * 140 + ")" * 140: 4}}, "alpha_pattern: .* is no pattern"),
+    ({"alpha_pattern": {"(" * 140: 4}}, "alpha_pattern: .* is no pattern"),
     ({"alpha_pattern": {"(" * 9999: 4}}, r"alpha_pattern: the pattern '\(+'\.\.\. is not supported \(longer than"),
     ({"rank_pattern": {r"(q_proj)\1": 4}}, "rank_pattern: the pattern '.*' is not supported \\(references to groups"),
     (
