@@ -31,7 +31,7 @@ def launch(folder, *, devices, population, model, processes=1):
     subprocess.Popen([*command, f"--process={index}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for index in range(processes)
   ]
-  printed = [process.communicate(timeout=300)[0] for process in started]
+  printed = [process.communicate(timeout=1200)[0] for process in started]
   assert [process.returncode for process in started] == [0] * processes, "\n".join(printed)
   with np.load(folder / "result.npz") as result:
     return json.loads((folder / "facts.json").read_text()), dict(result)

@@ -22,7 +22,7 @@ def launch(program, *arguments, **environment):
     env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=1200,
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])

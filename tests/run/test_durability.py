@@ -37,7 +37,7 @@ def start(*arguments):
 
 
 def finish(process):
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=1200)
   return process.returncode, output
 
 

@@ -85,7 +85,7 @@ def test_a_mesh_of_devices_evolves_as_one_device_does(runs, tmp_path):
   options = ["--mesh.model", "2", "--engine.candidates-per-batch", "3", "--evolution.genotype.share-base", "true"]
   options += ["--run-dir", str(tmp_path / "run")]
   command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(begun), *options]
-  done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+  done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
   assert done.returncode == 0, done.stderr
   one, many = people(runs["core"]), people(tmp_path / "run")
   np.testing.assert_array_equal(many.parents, one.parents)
@@ -191,7 +191,7 @@ def test_a_mesh_whose_devices_would_repeat_work_is_refused(runs, tmp_path):
   options = ["--mesh.population", "2", "--run-dir", str(tmp_path / "run")]
   command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(open_run(runs["dense"]).settings), *options]
   for more in ([], ["--dry-run"]):
-    done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 2
     assert "candidates_per_batch: expected a multiple of mesh.population=2, got 1" in done.stderr
   assert not (tmp_path / "run").exists()
