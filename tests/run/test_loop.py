@@ -12,7 +12,7 @@ from rich.console import Console
 from cqd_jax.run.context import Method
 from cqd_jax.run.loop import Loop
 from cqd_jax.search import Info, Population
-from cqd_jax.terminal.interrupt import Stopped
+from cqd_jax.terminal.interrupt import Interrupt, Stopped
 from cqd_jax.types import ArrayField
 
 pytestmark = pytest.mark.usefixtures("qdax_ranks")
@@ -59,15 +59,11 @@ def test_inside_a_scan_it_is_the_same_search(undisturbed, tmp_path, name):
 
 
 def test_who_is_stopped_inside_a_scan_goes_on_to_the_bit(undisturbed, tmp_path):
-  class AtOnce:
-    requested = True
-
-    def check(self):
-      raise Stopped("stopped")
-
+  interrupt = Interrupt()
+  interrupt.requested = True
   path = tmp_path / "run"
   with pytest.raises(Stopped):
-    search(path, traced(), METHODS["cycleqd"], interrupt=AtOnce())
+    search(path, traced(), METHODS["cycleqd"], interrupt=interrupt)
   (searched,) = search(path, traced(), METHODS["cycleqd"])
   equal(state_of(searched), undisturbed["cycleqd"][0])
 

@@ -466,7 +466,7 @@ def test_dense_individuals_are_refused_where_experts_were_read_as_cores():
 
 def test_a_search_over_vectors_is_of_arrays():
   space = context().root
-  with pytest.raises(ValueError, match="genotype: expected coefficients, one array an individual, got dense"):
+  with pytest.raises(ValueError, match="genotype: expected coefficients, one array per individual, got dense"):
     make("cma_es", genotype="dense")
   with pytest.raises(ValueError, match="genotype: expected coefficients"):
     VectorAlgorithm(
