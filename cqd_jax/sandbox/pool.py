@@ -7,13 +7,29 @@ import json
 import os
 import queue
 import select
+import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from cqd_jax.sandbox.worker import FAILED, JOB, KILLED, READY, REPLY
+from cqd_jax.sandbox.worker import (
+  DETAIL_CHARACTERS,
+  ERROR,
+  FAILED,
+  JOB,
+  KILLED,
+  LATE,
+  OK,
+  ORDER,
+  OVERFLOW,
+  READY,
+  REPLY,
+  SPENT,
+  TIMEOUT,
+  WORD_BYTES,
+)
 
 IN_FLIGHT = 8
 """Jobs that a worker has at a time: enough that it never waits for the parent."""
@@ -26,10 +42,92 @@ Order: TypeAlias = tuple[Callable[[], subprocess.Popen[bytes]], Started]
 
 
 class Reply(NamedTuple):
-  """A worker's answer to a message: its status (a constant of `worker`) and the body, still bytes."""
+  """What came of a job: its status (a constant of `worker`) and the body, still bytes."""
 
   status: int
   body: bytes
+
+
+class Exchange:
+  """What passes between the parent and the process of one job, through a channel of their own.
+
+  Attributes:
+    job: its number in the caller's list.
+    channel: the parent's end, which never blocks.
+    theirs: the other end, until the worker has it.
+    got: what was read; at most a little more than is allowed.
+  """
+
+  def __init__(self, job: int, message: bytes, result_bytes: int):
+    self.job = job
+    self.channel, self.theirs = socket.socketpair()
+    self.channel.setblocking(False)
+    self.order = message[: ORDER.size]
+    self.got = b""
+    self._word = os.urandom(WORD_BYTES)
+    self._outgoing = memoryview(self._word + message)
+    self._result_bytes = result_bytes
+    self._needed = WORD_BYTES + REPLY.size
+
+  @property
+  def events(self) -> int:
+    """What to wait for."""
+    return (select.POLLIN if len(self.got) < self._needed else 0) | (select.POLLOUT if self._outgoing else 0)
+
+  def advance(self) -> None:
+    """Writes and reads as much as can be without waiting. A process that is gone is no error here."""
+    try:
+      while self._outgoing:
+        self._outgoing = self._outgoing[self.channel.send(self._outgoing) :]
+    except BlockingIOError:
+      pass
+    except (BrokenPipeError, ConnectionResetError):
+      self._outgoing = memoryview(b"")
+    with contextlib.suppress(BlockingIOError):
+      while len(self.got) < self._needed:
+        self._take(self._receive())
+
+  def _receive(self) -> bytes:
+    try:
+      return self.channel.recv(1 << 16)
+    except ConnectionResetError:
+      return b""
+
+  def _take(self, chunk: bytes) -> None:
+    self.got += chunk
+    if not chunk:
+      self._needed = 0
+    elif not self._word.startswith(self.got[:WORD_BYTES]):
+      self.close()
+    elif len(self.got) >= WORD_BYTES + REPLY.size:
+      length = REPLY.unpack_from(self.got, WORD_BYTES)[1]
+      self._needed = WORD_BYTES + REPLY.size + min(length, self._result_bytes + DETAIL_CHARACTERS * 10)
+
+  def close(self) -> None:
+    """Ends the channel: what the process still writes there fails."""
+    self._outgoing = memoryview(b"")
+    self._needed = 0
+    self.channel.close()
+    self.theirs.close()
+
+  def reply(self, notice: int, limits: Mapping[str, Any]) -> Reply:
+    """What came of the job, once the worker has given notice that nothing of it is alive."""
+    self.advance()
+    self.close()
+    if self.got and not self._word.startswith(self.got[:WORD_BYTES]):
+      return Reply(ERROR, b"the answer wrote to the channel of results")
+    if len(self.got) >= WORD_BYTES + REPLY.size:
+      status, length = REPLY.unpack_from(self.got, WORD_BYTES)
+      body = self.got[WORD_BYTES + REPLY.size :][:length]
+      if status == OK and len(body) > self._result_bytes:
+        return Reply(OVERFLOW, f"a result of {length} bytes; {self._result_bytes} are allowed".encode())
+      if len(body) == length and status in (OK, ERROR, OVERFLOW, READY, FAILED):
+        return Reply(status, body)
+    if notice == LATE:
+      return Reply(TIMEOUT, f"over {limits['wall_seconds']:g} s of time".encode())
+    if notice == SPENT:
+      return Reply(TIMEOUT, f"over {limits['cpu_seconds']} s of CPU time".encode())
+    return Reply(KILLED, b"the process ended without a result")
 
 
 class Worker:
@@ -41,27 +139,25 @@ class Worker:
   """
 
   def __init__(self, command: Sequence[str], settings: Mapping[str, Any], environment: Mapping[str, str]):
-    self.in_flight: collections.deque[int] = collections.deque()
+    self.in_flight: collections.deque[Exchange] = collections.deque()
     self.since = 0.0
-    self._outgoing = bytearray()
-    self._incoming = bytearray()
-    self._process = _started(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      env=environment,
-      bufsize=0,
-      cwd="/",
-      start_new_session=True,
-    )
-    assert self._process.stdin
-    assert self._process.stdout
-    self.stdin, self.stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
-    os.set_blocking(self.stdin, False)
-    os.set_blocking(self.stdout, False)
+    self._limits: Mapping[str, Any] = settings["limits"]
+    self._unsent: collections.deque[Exchange] = collections.deque()
+    self._control, theirs = socket.socketpair()
+    with theirs:
+      self._process = _started(
+        command,
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        bufsize=0,
+        cwd="/",
+        start_new_session=True,
+      )
+    self._control.setblocking(False)
     content = json.dumps(settings).encode()
-    self._outgoing += JOB.pack(0, len(content)) + content
+    self.send(0, JOB.pack(0, len(content)) + content)
 
   def wait_until_ready(self) -> None:
     """Returns once the worker takes jobs.
@@ -73,13 +169,14 @@ class Worker:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
       wait([self], deadline - time.monotonic())
-      if not self.write() or (replies := self.read()) is None:
-        raise RuntimeError(self._last_words())
-      for reply in replies:
-        if reply.status == READY:
-          return
-        if reply.status == FAILED:
+      if (replies := self.advance()) is None:
+        starting = self.in_flight[0]
+        if starting.got[WORD_BYTES:]:  # it said why
+          reply = starting.reply(KILLED, self._limits)
           raise RuntimeError(f"the sandbox's worker failed to start:\n{reply.body.decode()}")
+        raise RuntimeError(self._last_words())
+      if replies:
+        return
     raise TimeoutError(f"the sandbox's worker did not start within {START_SECONDS:g} s")
 
   def _last_words(self) -> str:
@@ -88,57 +185,58 @@ class Worker:
     return said or f"the sandbox's worker ended with code {self._process.returncode}"
 
   def send(self, job: int, message: bytes) -> None:
-    """Queues a job; `write` brings it on its way."""
+    """Queues a job; `advance` brings it on its way."""
     if not self.in_flight:
       self.since = time.monotonic()
-    self.in_flight.append(job)
-    self._outgoing += message
+    exchange = Exchange(job, message, self._limits["result_bytes"])
+    self.in_flight.append(exchange)
+    self._unsent.append(exchange)
 
-  @property
-  def has_outgoing(self) -> bool:
-    """Whether `write` has something to do."""
-    return bool(self._outgoing)
+  def events(self) -> Iterator[tuple[socket.socket, int]]:
+    """Sockets and what to wait for there; then `advance` has something to do."""
+    yield self._control, select.POLLIN | (select.POLLOUT if self._unsent else 0)
+    if self.in_flight and (events := self.in_flight[0].events):
+      yield self.in_flight[0].channel, events
 
-  def write(self) -> bool:
-    """Writes as much as the pipe takes without waiting; False if the worker is gone."""
+  def advance(self) -> list[tuple[int, Reply]] | None:
+    """Sends and receives what can be without waiting; returns the jobs done, or None if the worker is gone."""
     try:
-      while self._outgoing:
-        del self._outgoing[: os.write(self.stdin, self._outgoing[: 1 << 20])]
+      self._send()
+      notices: bytes | None = self._control.recv(1 << 10) or None
     except BlockingIOError:
-      pass
-    except BrokenPipeError:
-      return False
-    return True
-
-  def read(self) -> list[Reply] | None:
-    """Reads what is there, if anything; None if the worker is gone."""
-    try:
-      chunk = os.read(self.stdout, 1 << 20)
-    except BlockingIOError:
-      return []
-    if not chunk:
+      notices = b""
+    except (BrokenPipeError, ConnectionResetError):
+      notices = None
+    if self.in_flight:
+      self.in_flight[0].advance()
+    if notices is None:
       return None
-    self._incoming += chunk
-    replies = []
-    while len(self._incoming) >= REPLY.size:
-      status, length = REPLY.unpack_from(self._incoming)
-      if len(self._incoming) < REPLY.size + length:
-        break
-      replies.append(Reply(status, bytes(self._incoming[REPLY.size : REPLY.size + length])))
-      del self._incoming[: REPLY.size + length]
-    return replies
+    done = []
+    for notice in notices:
+      exchange = self.in_flight.popleft()
+      done.append((exchange.job, exchange.reply(notice, self._limits)))
+      self.since = time.monotonic()
+    return done
+
+  def _send(self) -> None:
+    with contextlib.suppress(BlockingIOError):
+      while self._unsent:
+        exchange = self._unsent[0]
+        socket.send_fds(self._control, [exchange.order], [exchange.theirs.fileno()])
+        exchange.theirs.close()
+        exchange.advance()
+        self._unsent.popleft()
 
   def close(self) -> None:
     """Ends the worker and all that runs in it: at the end of its input if it is idle, else by force."""
-    assert self._process.stdin
-    assert self._process.stdout
-    self._process.stdin.close()
-    self._process.stdout.close()
+    self._control.close()
     if not self.in_flight:
       with contextlib.suppress(subprocess.TimeoutExpired):
         self._process.wait(timeout=1.0)
     self._process.kill()
     self._process.wait()
+    for exchange in self.in_flight:
+      exchange.close()
     if self._process.stderr:
       self._process.stderr.close()
 
@@ -175,12 +273,11 @@ def _orders(pid: int) -> "queue.SimpleQueue[Order]":
 
 
 def wait(workers: Sequence[Worker], seconds: float) -> None:
-  """Waits until one of the workers can be read or, where something is to be written, written."""
+  """Waits until one of the workers can go on."""
   poll = select.poll()
   for worker in workers:
-    poll.register(worker.stdout, select.POLLIN)
-    if worker.has_outgoing:
-      poll.register(worker.stdin, select.POLLOUT)
+    for source, events in worker.events():
+      poll.register(source, events)
   poll.poll(max(seconds, 0.0) * 1000)
 
 
@@ -205,15 +302,15 @@ class Dispatch:
         self._feed(worker)
       wait(self._workers, min(self._patience, 1.0))
       for place, worker in enumerate(self._workers):
-        replies = worker.read()
-        self._take(worker, replies or [])
+        done = worker.advance()
+        self._replies.update(done or [])
         hung = worker.in_flight and time.monotonic() > worker.since + self._patience
-        if replies is None or hung or not worker.write():
+        if done is None or hung:
           self._replace(place, "did not answer" if hung else "ended")
     return [self._replies[job] for job in range(len(self._messages))]
 
   def _feed(self, worker: Worker) -> None:
-    if worker.in_flight and worker.in_flight[0] in self._alone:
+    if worker.in_flight and worker.in_flight[0].job in self._alone:
       return
     if self._suspects and not worker.in_flight:
       return worker.send(self._suspects[0], self._messages[self._suspects.popleft()])
@@ -223,15 +320,10 @@ class Dispatch:
       job = self._waiting.popleft()
       worker.send(job, self._messages[job])
 
-  def _take(self, worker: Worker, replies: Sequence[Reply]) -> None:
-    for reply in replies:
-      self._replies[worker.in_flight.popleft()] = reply
-      worker.since = time.monotonic()
-
   def _replace(self, place: int, what_happened: str) -> None:
     worker = self._workers[place]
     if worker.in_flight:
-      head, *rest = worker.in_flight
+      head, *rest = [exchange.job for exchange in worker.in_flight]
       self._waiting.extendleft(reversed(rest))
       if head in self._alone:
         self._replies[head] = Reply(KILLED, f"the worker {what_happened} twice over it".encode())

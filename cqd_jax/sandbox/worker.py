@@ -1,16 +1,21 @@
 """The program that runs inside the sandbox: executes one untrusted answer after another, each in a child of its own.
 
-It needs only the standard library and imports nothing of cqd_jax, so it runs wherever an interpreter is. The parent
-(`cqd_jax.sandbox.pool`) writes framed messages to its stdin and reads one framed reply a message from its stdout:
+It needs only the standard library and imports nothing of cqd_jax, so it runs wherever an interpreter is. Its stdin is
+a socket to the parent (`cqd_jax.sandbox.pool`). Each message there is the index of a harness and one end of a channel,
+a socket of its own for one job, and is answered by a notice of one byte when nothing of that job is alive. What the
+channel carries passes between the parent and the job's child alone:
 
-  first message   JSON of the settings and harnesses      reply   READY, or FAILED with a traceback
-  a job           index of the harness + payload          reply   a status + JSON of the value, or a line of detail
+  to the child     a random word, the index, the payload
+  to the parent    the word, a status, JSON of the value or a line of detail
+
+So the process that forks never holds a payload or a result, and no child inherits a trace of the jobs before it. The
+first message is for the worker itself: the settings and harnesses, answered by READY, or FAILED with a traceback.
 
 A job's child is the first process of a process namespace of its own, so that killing it kills whatever it started;
 it finds a /tmp that is empty, or holds what the harness's `furnish` wrote, untouched; it has no capabilities, and no
-open file but the pipe for its result. What it writes there is untrusted: the frame carries a random word against
-accidents and blind forgeries, yet an answer that searches its own memory can find the word and claim any value. So a
-verdict must come from comparing the value with something that never entered the sandbox.
+open file but its channel. What it writes there is untrusted: the word stands against accidents and blind forgeries,
+yet an answer that searches its own memory can find the word and claim any value. So a verdict must come from comparing
+the value with something that never entered the sandbox.
 """
 
 # Each shared library mapped here makes every fork slower by some 20 microseconds: import few modules that have one.
@@ -22,6 +27,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import struct
 import sys
 import time
@@ -31,10 +37,16 @@ from typing import Any
 
 OK, ERROR, TIMEOUT, KILLED, OVERFLOW, READY, FAILED = range(7)
 
+ENDED, LATE, SPENT = range(3)
+"""Notices of how a job's process ended: on its own or by what it did; at the deadline; at the limit of CPU time."""
+
+ORDER = struct.Struct("!I")
+"""A message to the worker: the index of the harness. The channel comes with it."""
+
 Furnish = Callable[[], None]
 
 JOB = struct.Struct("!II")
-"""Head of a message: index of the harness, bytes of the payload that follow."""
+"""Head of a job: index of the harness, bytes of the payload that follow."""
 
 REPLY = struct.Struct("!BI")
 """Head of a reply: status, bytes of the body that follow."""
@@ -159,6 +171,15 @@ class NamespaceJail:
     else:  # leaving user 0 took the capabilities; another user still has them
       _call("capset", *self.no_capabilities)
 
+  def wait(self, child: int, deadline: float) -> bool:
+    """Returns when the child has ended, or False at the deadline (monotonic seconds)."""
+    watched = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(watched, select.POLLIN)
+    ended = poll.poll(max(deadline - time.monotonic(), 0.0) * 1000 + 1)
+    os.close(watched)
+    return bool(ended)
+
   def end(self, child: int) -> tuple[int, Any]:
     """Kills all of the job's processes and removes its files; returns the child's wait status and usage."""
     os.kill(child, signal.SIGKILL)
@@ -178,6 +199,7 @@ class UnisolatedJail:
     self._make, self._remove = tempfile.mkdtemp, shutil.rmtree
     self.folder = ""
     self.furnish: Furnish | None = None
+    self.ended: tuple[int, Any] | None = None
 
   def lay(self, furnish: Furnish | None) -> None:
     """Has the next job's folder furnished."""
@@ -195,14 +217,29 @@ class UnisolatedJail:
     if self.furnish:
       self.furnish()
 
+  def wait(self, child: int, deadline: float) -> bool:
+    """Returns when the child has ended, or False at the deadline (monotonic seconds)."""
+    pause = 0.0002
+    while True:  # systems without isolation (macOS) have no file descriptors of processes
+      process, status, usage = os.wait4(child, os.WNOHANG)
+      if process:
+        self.ended = (status, usage)
+        return True
+      if time.monotonic() > deadline:
+        return False
+      time.sleep(pause)
+      pause = min(2 * pause, 0.01)
+
   def end(self, child: int) -> tuple[int, Any]:
     """Kills the process group, removes the folder; returns the child's wait status and usage."""
     # No `setsid` yet means no such group: only the child is there to kill.
     with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(child, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(child, signal.SIGKILL)
-    ended = os.wait4(child, 0)[1:]
+    ended, self.ended = self.ended, None
+    if ended is None:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+      ended = os.wait4(child, 0)[1:]
     self._remove(self.folder, ignore_errors=True)
     return ended
 
@@ -217,9 +254,9 @@ def _describe(error: BaseException) -> str:
 ENCODE = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
-def _execute(run: Callable[[Any], Any], payload: bytes, result_bytes: int) -> tuple[int, bytes]:
+def _execute(run: Callable[[Any], Any], channel: int, result_bytes: int) -> tuple[int, bytes]:
   try:
-    value = run(json.loads(payload))
+    value = run(json.loads(_read_message(channel)))
   except BaseException as error:
     return ERROR, _describe(error).encode(errors="backslashreplace")
   try:
@@ -246,78 +283,46 @@ class Executor:
     for furnish in self.furnishings:
       self.jail.lay(furnish)  # what fails is to fail now
 
-  def __call__(self, index: int, payload: bytes) -> tuple[int, bytes]:
-    """Returns the status and the body of the reply to one job."""
+  def __call__(self, index: int, channel: int) -> int:
+    """Has one job executed, and closes the channel; returns the notice of how its process ended."""
     self.jail.lay(self.furnishings[index])
-    word = os.urandom(WORD_BYTES)
-    reader, writer = os.pipe()
-    started = time.monotonic()
+    deadline = time.monotonic() + self.limits["wall_seconds"]
     child = self.jail.start()
     if not child:
-      self._be_the_child(index, payload, word, writer)
-    os.close(writer)
-    try:
-      got, late = self._receive(reader, started + self.limits["wall_seconds"])
-    finally:
-      os.close(reader)
-      wait_status, usage = self.jail.end(child)
-    return self._judge(got, word, late, wait_status, usage)
+      self._be_the_child(index, channel)
+    os.close(channel)
+    in_time = self.jail.wait(child, deadline)
+    wait_status, usage = self.jail.end(child)
+    if not in_time:
+      return LATE
+    # What else kills so is the end of memory. The limit's clock and that of the usage may differ by a good deal.
+    killed = os.WIFSIGNALED(wait_status) and os.WTERMSIG(wait_status) == signal.SIGKILL
+    return SPENT if killed and usage.ru_utime + usage.ru_stime > self.limits["cpu_seconds"] / 2 else ENDED
 
-  def _be_the_child(self, index: int, payload: bytes, word: bytes, writer: int) -> None:
+  def _be_the_child(self, index: int, channel: int) -> None:
     # Nothing may ever leave this function: the caller's loop belongs to the worker.
     try:
       self.jail.enter()
-      os.closerange(3, writer)
-      os.closerange(writer + 1, self.limits["open_files"])
+      os.closerange(3, channel)
+      os.closerange(channel + 1, self.limits["open_files"])
       resource.setrlimit(resource.RLIMIT_CPU, self.cpu_limit)
       if "random" in sys.modules:
         sys.modules["random"].seed(0)
       gc.enable()
-      status, body = _execute(self.runs[index], payload, self.limits["result_bytes"])
-      _write_all(writer, word + REPLY.pack(status, len(body)) + body)
+      word = _read_exactly(channel, WORD_BYTES)
+      status, body = _execute(self.runs[index], channel, self.limits["result_bytes"])
+      _write_all(channel, word + REPLY.pack(status, len(body)) + body)
     finally:
       os._exit(0)
 
-  def _receive(self, reader: int, deadline: float) -> tuple[bytes, bool]:
-    """Reads until a whole frame, the end of the pipe, or the deadline; at most one byte more than is allowed."""
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    got = b""
-    needed = WORD_BYTES + REPLY.size
-    while len(got) < needed:
-      left = deadline - time.monotonic()
-      if left <= 0 or not poll.poll(left * 1000 + 1):
-        return got, True
-      chunk = os.read(reader, 1 << 16)
-      if not chunk:
-        break
-      got += chunk
-      if len(got) >= WORD_BYTES + REPLY.size:
-        length = REPLY.unpack_from(got, WORD_BYTES)[1]
-        needed = WORD_BYTES + REPLY.size + min(length, self.limits["result_bytes"] + DETAIL_CHARACTERS * 10)
-    return got, False
 
-  def _judge(self, got: bytes, word: bytes, late: bool, wait_status: int, usage: Any) -> tuple[int, bytes]:
-    if late:
-      return TIMEOUT, f"over {self.limits['wall_seconds']:g} s of time".encode()
-    if got and not word.startswith(got[:WORD_BYTES]):
-      return ERROR, b"the answer wrote to the pipe of results"
-    if len(got) >= WORD_BYTES + REPLY.size:
-      status, length = REPLY.unpack_from(got, WORD_BYTES)
-      body = got[WORD_BYTES + REPLY.size :][:length]
-      if status == OK and len(body) > self.limits["result_bytes"]:
-        return OVERFLOW, f"a result of {length} bytes; {self.limits['result_bytes']} are allowed".encode()
-      if len(body) == length and status in (OK, ERROR, OVERFLOW):
-        return status, body
-    # What else kills so is the end of memory. The limit's clock and that of the usage may differ by a good deal.
-    killed = os.WIFSIGNALED(wait_status) and os.WTERMSIG(wait_status) == signal.SIGKILL
-    if killed and usage.ru_utime + usage.ru_stime > self.limits["cpu_seconds"] / 2:
-      return TIMEOUT, f"over {self.limits['cpu_seconds']} s of CPU time".encode()
-    return KILLED, b"the process ended without a result"
+def _read_message(channel: int) -> bytes:
+  """Reads what comes to a channel after the word."""
+  return _read_exactly(channel, JOB.unpack(_read_exactly(channel, JOB.size))[1])
 
 
 def _read_exactly(descriptor: int, size: int) -> bytes:
-  """Reads no byte more: what follows stays in the pipe, out of reach of the next job. "" at the end."""
+  """Reads `size` bytes; "" at the end."""
   parts = []
   while size:
     chunk = os.read(descriptor, min(size, 1 << 20))
@@ -352,37 +357,55 @@ def _load(harnesses: list[dict[str, Any]]) -> list[types.ModuleType]:
   return modules
 
 
-def _own_the_pipes() -> tuple[int, int]:
-  """Moves the pipes to the parent away from 0 and 1; those and 2 become /dev/null, for harnesses and answers."""
-  source, sink = os.dup(0), os.dup(1)
+def _own_the_socket() -> socket.socket:
+  """Moves the socket to the parent away from 0; 0, 1 and 2 become /dev/null, for harnesses and answers."""
+  control = socket.socket(fileno=os.dup(0))
   null = os.open(os.devnull, os.O_RDWR)
   for descriptor in (0, 1, 2):
     os.dup2(null, descriptor)
   os.close(null)
-  return source, sink
+  return control
 
 
-def main() -> None:
-  """Serves the parent until it closes the pipe."""
-  source, sink = _own_the_pipes()
-  _, size = JOB.unpack(_read_exactly(source, JOB.size))
+def _receive(control: socket.socket) -> tuple[int, int] | None:
+  """Returns the index of a harness and the channel of the next job; None once the parent has closed the socket."""
+  order, channels, *_ = socket.recv_fds(control, ORDER.size, 1)
+  if not order:
+    return None
+  os.set_inheritable(channels[0], False)  # by what an answer starts
+  return ORDER.unpack(order)[0], channels[0]
+
+
+def _prepare(channel: int) -> Executor | None:
+  """Makes what executes jobs of what the channel says, and says there whether that went well; None if not."""
+  word = _read_exactly(channel, WORD_BYTES)
   try:
-    settings = json.loads(_read_exactly(source, size))
+    settings = json.loads(_read_message(channel))
     _limit_all(settings["limits"], isolated=settings["isolated"])
     execute = Executor(settings, _load(settings["harnesses"]))
   except BaseException:
     import traceback
 
     body = traceback.format_exc().encode(errors="backslashreplace")
-    return _write_all(sink, REPLY.pack(FAILED, len(body)) + body)
+    _write_all(channel, word + REPLY.pack(FAILED, len(body)) + body)
+    return None
+  _write_all(channel, word + REPLY.pack(READY, 0))
+  return execute
+
+
+def main() -> None:
+  """Serves the parent until it closes the socket."""
+  control = _own_the_socket()
+  order = _receive(control)
+  if order is None or not (execute := _prepare(order[1])):
+    return
+  os.close(order[1])
   gc.collect()
   gc.freeze()  # or the first collection in a child would write to, and so copy, every page of objects
   gc.disable()
-  _write_all(sink, REPLY.pack(READY, 0))
-  while head := _read_exactly(source, JOB.size):
-    index, size = JOB.unpack(head)
-    status, body = execute(index, _read_exactly(source, size))
-    _write_all(sink, REPLY.pack(status, len(body)) + body)
+  control.sendall(bytes([ENDED]))
+  while order := _receive(control):
+    control.sendall(bytes([execute(*order)]))
 
 
 if __name__ == "__main__":

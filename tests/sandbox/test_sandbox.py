@@ -262,26 +262,33 @@ class TestWithoutIsolation:
 
 
 FAKE_WORKER = """
-import os, struct, sys, time
-read = lambda size: sys.stdin.buffer.read(size)
-def reply(status, body):
-  os.write(1, struct.pack("!BI", status, len(body)) + body)
-read(struct.unpack("!II", read(8))[1])
-reply(5, b"")
-while head := read(8):
-  payload = read(struct.unpack("!II", head)[1])
+import os, socket, struct, sys, time
+control = socket.socket(fileno=0)
+def take():
+  order, channels, *_ = socket.recv_fds(control, 4, 1)
+  return open(channels[0], "r+b", buffering=0) if order else None
+def answer(channel, status, body):
+  channel.write(word + struct.pack("!BI", status, len(body)) + body)
+  channel.close()
+  control.send(bytes(1))
+status = 5
+while channel := take():
+  word, size = channel.read(16), struct.unpack("!II", channel.read(8))[1]
+  payload = channel.read(size)
   if payload == b"die": os._exit(1)
   if payload == b"hang": time.sleep(1000)
   if payload == b"die once" and not os.path.exists(sys.argv[1]): open(sys.argv[1], "w"); os._exit(1)
-  reply(0, payload)
+  answer(channel, status, b"" if status else payload)
+  status = 0
 """
 
 
 def test_sick_workers_are_replaced_and_their_jobs_tried_once_more(tmp_path):
   started = []
+  settings = {"limits": dataclasses.asdict(Limits())}
 
   def start():
-    worker = Worker([sys.executable, "-c", FAKE_WORKER, str(tmp_path / "died")], {}, {})
+    worker = Worker([sys.executable, "-c", FAKE_WORKER, str(tmp_path / "died")], settings, {})
     worker.wait_until_ready()
     started.append(worker)
     return worker
