@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests of one file share what takes long to make.
+SPREAD := --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test soak lint sandbox browser
 .DEFAULT_GOAL := quickstart
@@ -15,10 +17,10 @@ quickstart: sandbox $(VENV)/installed
 	$(BIN)/cqd evolve experiments/skills.yaml
 
 test: browser $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
+	$(BIN)/python -m pytest --numprocesses auto $(SPREAD) --durations 10
 
 soak: browser $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10 -m soak
+	$(BIN)/python -m pytest --numprocesses auto $(SPREAD) --durations 10 -m soak
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -24,7 +24,8 @@ def parse():
 ARGUMENTS = parse()
 # Virtual devices share the threads of one pool: where products wait for others' threads, collectives can take them all.
 os.environ["XLA_FLAGS"] = (
-  f"--xla_force_host_platform_device_count={ARGUMENTS.devices} --xla_cpu_multi_thread_eigen=false"
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={ARGUMENTS.devices} "
+  "--xla_cpu_multi_thread_eigen=false"
 )
 
 import jax  # noqa: E402 (after the flag)

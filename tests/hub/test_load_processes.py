@@ -70,7 +70,8 @@ def test_on_a_mesh_each_device_reads_its_part(tmp_path):
   # sizes of which some are multiples of the devices, and some of none of them
   model = make_model("qwen3", vocab_size=62, intermediate_size=45)
   folder = save_model(model, tmp_path / "model", "30KB")
-  flags = "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"
+  own = "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"
+  flags = f"{os.environ['XLA_FLAGS']} {own}"
   facts = launch(ON_A_MESH, folder, XLA_FLAGS=flags)
   size = 4 * sum(parameter.numel() for parameter in model.parameters())
   # what several devices hold is read once for all of them

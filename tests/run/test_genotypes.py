@@ -26,7 +26,7 @@ from cqd_jax.run.read_run import read_record
 pytestmark = pytest.mark.filterwarnings("ignore:task .* all experts score 0")
 CONSOLE = Console(quiet=True)
 # Virtual devices share the threads of one pool: where products wait for others' threads, collectives can take them all.
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+TWO_DEVICES = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
 KINDS = {
   "dense": {},
   "core": {"genotype": Plug("core", {"rank": 0})},
@@ -81,7 +81,7 @@ def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs):
 def test_a_mesh_of_devices_evolves_as_one_device_does(runs, tmp_path):
   """The command itself, on 2 virtual devices, each with half of the weights of the base that all candidates share."""
   begun = open_run(runs["core"]).settings
-  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {ONE_THREAD}"}
+  environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {TWO_DEVICES}"}
   options = ["--mesh.model", "2", "--engine.candidates-per-batch", "3", "--evolution.genotype.share-base", "true"]
   options += ["--run-dir", str(tmp_path / "run")]
   command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(begun), *options]
@@ -187,7 +187,7 @@ def test_what_cannot_work_is_refused_before_there_is_a_run_directory(tmp_path, c
 
 @needs_sandbox
 def test_a_mesh_whose_devices_would_repeat_work_is_refused(runs, tmp_path):
-  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {ONE_THREAD}"}
+  environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {TWO_DEVICES}"}
   options = ["--mesh.population", "2", "--run-dir", str(tmp_path / "run")]
   command = [sys.executable, "-m", "cqd_jax.cli", "evolve", str(open_run(runs["dense"]).settings), *options]
   for more in ([], ["--dry-run"]):
