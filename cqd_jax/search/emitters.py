@@ -1,7 +1,8 @@
 """The emitter of CycleQD: parents from the active archive, crossover, mutation. A QDax `Emitter`.
 
 Inside `CycleQD` an emitter is given the `CyclingRepertoire`, and the `[P, K]` scores as both fitnesses and descriptors.
-Inside QDax's own `MAPElites` it is given one ordinary archive. `CycleQDEmitter` works on both.
+Inside QDax's own loops it is given one ordinary archive, an archive of Pareto fronts (MOME), or a population.
+`CycleQDEmitter` works on all of these.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire
+from qdax.core.containers.ga_repertoire import GARepertoire
 from qdax.core.emitters.emitter import Emitter, EmitterState
 
 from cqd_jax.archive.cells import Grid, grid_coordinates, other_tasks
@@ -100,7 +101,7 @@ class CycleQDEmitter(Emitter):
   def init(
     self,
     key: PRNGKey,
-    repertoire: CyclingRepertoire | MapElitesRepertoire,
+    repertoire: CyclingRepertoire | GARepertoire,
     genotypes: Genotype,
     fitnesses: Array,
     descriptors: Array,
@@ -117,7 +118,7 @@ class CycleQDEmitter(Emitter):
 
   def emit(
     self,
-    repertoire: CyclingRepertoire | MapElitesRepertoire | None,
+    repertoire: CyclingRepertoire | GARepertoire | None,
     emitter_state: CycleQDState | None,
     key: PRNGKey,
   ) -> tuple[Genotype, ExtraScores]:
@@ -133,14 +134,14 @@ class CycleQDEmitter(Emitter):
     pair_key, crossover_key, mutation_key = jax.random.split(key, 3)
     if isinstance(repertoire, CyclingRepertoire):
       archives = self._active_archives(emitter_state.iteration, repertoire.num_tasks)
-      slots = self._select_in_archives(repertoire, archives, pair_key)
+      genotypes, slots = repertoire.genotypes, self._select_in_archives(repertoire, archives, pair_key)
       identities = repertoire.lineage.identity[slots]
     else:
       archives = jnp.zeros(self._batch_size, jnp.int32)
-      slots = self._select_in_one_archive(repertoire, pair_key)
+      genotypes, slots = self._select_among_members(repertoire, pair_key)
       identities = jnp.full(slots.shape, EMPTY, jnp.int32)
 
-    first, second = (jax.tree.map(lambda leaf, i=i: leaf[slots[:, i]], repertoire.genotypes) for i in (0, 1))
+    first, second = (jax.tree.map(lambda leaf, i=i: leaf[slots[:, i]], genotypes) for i in (0, 1))
     children = jax.vmap(self._crossover)(jax.random.split(crossover_key, self._batch_size), first, second)
     extra_info: ExtraScores = {"parents": identities, "archive": archives}
     if self._crossover_has_aux:
@@ -155,7 +156,7 @@ class CycleQDEmitter(Emitter):
   def state_update(
     self,
     emitter_state: CycleQDState | None,
-    repertoire: CyclingRepertoire | MapElitesRepertoire | None = None,
+    repertoire: CyclingRepertoire | GARepertoire | None = None,
     genotypes: Genotype | None = None,
     fitnesses: Array | None = None,
     descriptors: Array | None = None,
@@ -209,10 +210,29 @@ class CycleQDEmitter(Emitter):
       bins = jnp.asarray(grid_coordinates(repertoire.cells))[archive]
     return self._rule(scores[:, archive], descriptors, bins, slots != EMPTY)
 
-  def _select_in_one_archive(self, repertoire: MapElitesRepertoire, key: PRNGKey) -> Int[Array, "P 2"]:
-    fitnesses, descriptors = repertoire.fitnesses[:, 0], repertoire.descriptors
-    probabilities = self._rule(fitnesses, descriptors, descriptors, fitnesses != -jnp.inf)
-    return select_pairs(key, probabilities, self._batch_size)
+  def _select_among_members(self, repertoire: GARepertoire, key: PRNGKey) -> tuple[Genotype, Int[Array, "P 2"]]:
+    """All members of a repertoire of QDax, leaves `[M, ...]`, and which of them are the parents.
+
+    A cell with a Pareto front (MOME) has several members. To a rule the first objective is the fitness; the others are
+    descriptors, before those that the member has.
+    """
+    fitnesses = getattr(repertoire, "fitnesses", None)
+    if fitnesses is None or fitnesses.ndim not in (2, 3):
+      raise ValueError(
+        "repertoire: expected a CyclingRepertoire, or fitnesses [N, objectives] or [N, front, objectives], got "
+        f"{type(repertoire).__name__}" + ("" if fitnesses is None else f" with {list(fitnesses.shape)}")
+      )
+    of_front = fitnesses.ndim - 1
+
+    def flat(leaf: Array) -> Array:
+      return leaf.reshape(-1, *leaf.shape[of_front:])
+
+    objectives = flat(fitnesses)
+    descriptors = getattr(repertoire, "descriptors", None)
+    others = [objectives[:, 1:]] if descriptors is None else [objectives[:, 1:], flat(descriptors)]
+    columns = jnp.concatenate(others, axis=1)
+    probabilities = self._rule(objectives[:, 0], columns, columns, (objectives != -jnp.inf).all(axis=1))
+    return jax.tree.map(flat, repertoire.genotypes), select_pairs(key, probabilities, self._batch_size)
 
 
 def split_scores(scores: Float[Array, "P K"], archive: Int[Array, ""] | int) -> tuple[Array, Array]:

@@ -3,14 +3,20 @@
 The third way needs none: `CycleQDEmitter` is a QDax emitter and works inside `MultiEmitter` and `MAPElites`.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
+from qdax.core.emitters.cma_emitter import CMAEmitter
+from qdax.core.emitters.cma_pool_emitter import CMAPoolEmitter
 from qdax.core.emitters.emitter import Emitter, EmitterState
+from qdax.core.emitters.multi_emitter import MultiEmitter
+from qdax.core.emitters.omg_mega_emitter import OMGMEGAEmitter
 
-from cqd_jax.archive.repertoire import CyclingRepertoire
+from cqd_jax.archive.repertoire import EMPTY, CyclingRepertoire
 from cqd_jax.checks import check_population
 from cqd_jax.operators import Child
 from cqd_jax.search.emitters import Crossover, Mutation, split_scores
@@ -54,6 +60,10 @@ class PerArchiveEmitter(Emitter):
   So QDax's emitters, those that keep a state about their archive (CMA-ME) included, run inside `CycleQD`. Copy t mod K
   emits at iteration t and learns from what it emitted, given as the fitnesses and descriptors of its archive.
 
+  A child that failed (a score that is not finite) ranks last with all of them: the emitter is told of a fitness below
+  all others in a cell that has an elite, and of another child's extra scores in place of its own. From a batch that
+  failed whole nothing is learned, and the next archive has its turn.
+
   Args:
     emitter: any QDax emitter over one MAP-Elites archive. All archives must have the same number of cells if it looks
       at them cell by cell.
@@ -66,7 +76,7 @@ class PerArchiveEmitter(Emitter):
   def __init__(self, emitter: Emitter, *, flip_interval: int = 1):
     if flip_interval < 1:
       raise ValueError(f"flip_interval: expected at least 1, got {flip_interval}")
-    self._emitter = emitter
+    self._emitter = _ranking_failures_last(emitter)
     self._flip_interval = flip_interval
 
   @property
@@ -115,17 +125,92 @@ class PerArchiveEmitter(Emitter):
     descriptors: Array | None = None,
     extra_scores: ExtraScores | None = None,
   ) -> PerArchiveState:
-    """Updates the state of the emitter whose turn it was."""
+    """Updates the state of the emitter whose turn it was; of all, where an emitter learns from others' children."""
     assert emitter_state is not None
     assert repertoire is not None
     assert fitnesses is not None
-    active = self._active(emitter_state, repertoire)
-    own, others = split_scores(fitnesses, active)
-    state = jax.tree.map(lambda leaf: leaf[active], emitter_state.states)
-    state = self._emitter.state_update(state, repertoire.archive(active), genotypes, own, others, extra_scores)
-    states = jax.tree.map(lambda all_states, new: all_states.at[active].set(new), emitter_state.states, state)
+    failed = ~jnp.isfinite(fitnesses).all(axis=1)
+    extra_scores = {**_copied_over(failed, extra_scores or {}), FAILED: failed}
+    states = emitter_state.states
+    for archive in self._learners(emitter_state, repertoire):
+      own, others = _without_failures(repertoire, archive, fitnesses, failed)
+      before = jax.tree.map(lambda leaf, i=archive: leaf[i], states)
+      learned = self._emitter.state_update(before, repertoire.archive(archive), genotypes, own, others, extra_scores)
+      state = jax.tree.map(lambda old, new: jnp.where(failed.all(), old, new), before, learned)
+      states = jax.tree.map(lambda all_states, new, i=archive: all_states.at[i].set(new), states, state)
     updated: PerArchiveState = emitter_state.replace(iteration=emitter_state.iteration + 1, states=states)
     return updated
 
+  def _learners(self, emitter_state: PerArchiveState, repertoire: CyclingRepertoire) -> Iterable[Array | int]:
+    # OMG-MEGA keeps the gradients of all elites of its archive, whoever emitted them.
+    if self._emitter.use_all_data or isinstance(self._emitter, OMGMEGAEmitter):
+      return range(repertoire.num_tasks)
+    return (self._active(emitter_state, repertoire),)
+
   def _active(self, emitter_state: PerArchiveState, repertoire: CyclingRepertoire) -> Array:
     return (emitter_state.iteration // self._flip_interval) % repertoire.num_tasks
+
+
+FAILED = "failed"
+"""The extra score that tells the ranking of a CMA emitter which children failed."""
+
+
+def _without_failures(
+  repertoire: CyclingRepertoire, archive: Array | int, scores: Float[Array, "P K"], failed: Bool[Array, "P"]
+) -> tuple[Float[Array, "P"], Float[Array, "P K-1"]]:
+  """Fitnesses and descriptors of one archive; of failed children a fitness below all and the oldest elite's cell.
+
+  In that cell a child is no discovery, and its improvement over the elite is below that of every other child.
+  """
+  fitnesses, descriptors = split_scores(scores, archive)
+  slots = repertoire.slots[archive]
+  occupied = slots != EMPTY
+  elites, elsewhere = split_scores(repertoire.scores[slots], archive)
+  known = jnp.concatenate([jnp.where(failed, jnp.nan, fitnesses), jnp.where(occupied, elites, jnp.nan)])
+  low, high = jnp.nanmin(known), jnp.nanmax(known)
+  born = jnp.where(occupied, repertoire.lineage.born[slots], jnp.iinfo(jnp.int32).max)
+  oldest = jnp.argmin(born)
+  return (
+    jnp.where(failed, low - (high - low) - 1.0, fitnesses),
+    jnp.where(failed[:, None], elsewhere[oldest][None], descriptors),
+  )
+
+
+def _copied_over(failed: Bool[Array, "P"], extra_scores: ExtraScores) -> dict[str, Any]:
+  """Extra scores in which a failed child has those of the first that did not fail."""
+  size = failed.shape[0]
+  rows = jnp.where(failed, jnp.argmin(failed), jnp.arange(size))
+
+  def copied(leaf: Any) -> Any:
+    has_rows = getattr(leaf, "ndim", 0) > 0 and leaf.shape[0] == size
+    return jnp.asarray(leaf)[rows] if has_rows else leaf
+
+  return {name: jax.tree.map(copied, value) for name, value in extra_scores.items()}
+
+
+def _ranking_failures_last(emitter: Emitter) -> Emitter:
+  """The emitter; CMA emitters, also those inside pools and `MultiEmitter`, with a ranking that knows who failed.
+
+  That of random directions looks at descriptors alone, so no fitness could put a child last.
+  """
+  if not isinstance(emitter, CMAEmitter | CMAPoolEmitter | MultiEmitter):
+    return emitter
+  own = copy.copy(emitter)
+  if isinstance(own, MultiEmitter):
+    own.emitters = tuple(_ranking_failures_last(each) for each in own.emitters)
+    return own
+  if isinstance(own, CMAPoolEmitter):
+    own._emitter = _ranking_failures_last(own._emitter)
+    return own
+  rank = emitter._ranking_criteria
+
+  def ranking_criteria(*, extra_scores: Mapping[str, Any] | None = None, **given: Any) -> Array:
+    criteria = rank(extra_scores=extra_scores, **given)
+    failed = (extra_scores or {}).get(FAILED)
+    if failed is None:
+      return criteria
+    lowest = jnp.where(failed, jnp.inf, criteria).min()
+    return jnp.where(failed, lowest - jnp.maximum(1.0, jnp.abs(lowest)), criteria)
+
+  own._ranking_criteria = ranking_criteria
+  return own

@@ -56,7 +56,7 @@ class VectorSearch(NamedTuple):
     state: before the first batch.
     ask: (state, key) -> candidates `[P, D]` float32.
     tell: (state, candidates `[P, D]`, scores `[P, K]`) -> state. A candidate with a score that is not finite ranks
-      last, and never enters a population.
+      last, and never enters a population; a batch without a finite one changes nothing.
   """
 
   state: SearchState
@@ -115,9 +115,11 @@ def cma_es(mean: Float[Array, "D"] | Float[np.ndarray, "D"], *, batch_size: int,
   def tell(state: SearchState, candidates: Array, scores: Array) -> SearchState:
     _check_scores(candidates, scores)
     fitnesses = scores.mean(axis=-1)
-    ranked = jnp.argsort(jnp.where(jnp.isfinite(fitnesses), -fitnesses, jnp.inf))
+    finite = jnp.isfinite(fitnesses)
+    ranked = jnp.argsort(jnp.where(finite, -fitnesses, jnp.inf))
     with jax.numpy_rank_promotion("allow"):
-      return algorithm.update_state(state, candidates[ranked[: batch_size // 2]])
+      learned = algorithm.update_state(state, candidates[ranked[: batch_size // 2]])
+    return jax.tree.map(lambda old, new: jnp.where(finite.any(), new, old), state, learned)
 
   return VectorSearch(initial, ask, tell)
 
