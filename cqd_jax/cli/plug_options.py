@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from cqd_jax.config.plugs import Plug
 from cqd_jax.config.settings import ConfigError, ExperimentSettings
+from cqd_jax.store.yaml_text import YAMLTextError, read_yaml, shortened
 
 FIELDS = (
   "engine",
@@ -38,9 +37,9 @@ def split_plug_options(options: Sequence[str]) -> tuple[list[str], dict[str, Any
     if text is None:
       raise ConfigError(f"{option}: expected a value")
     try:
-      own[name] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-      raise ConfigError(f"{option}: expected a value, got {text!r}") from error
+      own[name] = read_yaml(text)
+    except YAMLTextError as error:
+      raise ConfigError(f"{shortened(option)}: expected a value, got {shortened(text)!r} ({error})") from error
   return rest, own
 
 

@@ -25,6 +25,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
+from cqd_jax.store.yaml_text import shortened
+
 
 class PlugError(ValueError):
   """A plug that cannot be used; its text is for the user and names the setting."""
@@ -53,7 +55,7 @@ class Plug:
       if odd := [key for key in value if not isinstance(key, str)]:
         raise ValueError(f"expected names of settings, got {odd[0]!r}")
       return cls(value["use"], {key: entry for key, entry in value.items() if key != "use"})
-    raise ValueError(f"expected a name, or {{use: NAME, ...}}, got {value!r}")
+    raise ValueError(f"expected a name, or {{use: NAME, ...}}, got {shortened(repr(value))}")
 
   def dump(self) -> Any:
     """As `parse` reads it."""
@@ -180,13 +182,14 @@ def find(kind: str, name: str, where: str) -> Callable[..., Any]:
     near = difflib.get_close_matches(name, table, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise PlugError(
-      f"{where}: no {kind} {name!r}; there are {', '.join(table) or 'none'}, or package.module:function{hint}"
+      f"{where}: no {kind} {shortened(name)!r}; there are {', '.join(table) or 'none'}, "
+      f"or package.module:function{hint}"
     )
   try:
     found = importlib.import_module(module)
   except ImportError as error:
     raise PlugError(f"{where}: {name!r} cannot be imported ({error})") from error
-  except Exception as error:  # anybody's code
+  except (Exception, SystemExit) as error:  # anybody's code
     raise PlugError(f"{where}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
   try:
     for part in function.split("."):
@@ -231,7 +234,7 @@ def resolve(kind: str, plug: Plug, where: str) -> Callable[..., Any]:
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1)
       hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}"
-      raise PlugError(f"{where}: {plug.use} has no setting {name!r}{hint}")
+      raise PlugError(f"{where}: {plug.use} has no setting {shortened(name)!r}{hint}")
     bound[name] = _checked(known[name], value, f"{where}.{name}")
   if missing := [name for name, setting in known.items() if setting.required and name not in bound]:
     raise PlugError(f"{where}: {plug.use} needs the setting {missing[0]!r}")
@@ -274,7 +277,7 @@ def _checked(setting: Setting, value: Any, where: str) -> Any:
   try:
     checked = TypeAdapter(annotation).validate_python(value, strict=True)
   except ValidationError as error:
-    raise PlugError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from error
+    raise PlugError(f"{where}: {error.errors()[0]['msg']}, got {shortened(repr(value))}") from error
   except Exception:  # a type that pydantic does not know is the function's own affair
     checked = value
   for number in checked if isinstance(checked, tuple | list) else [checked]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from tyro.constructors import PrimitiveConstructorSpec
 
 from cqd_jax.config.plugs import Plug
+from cqd_jax.store.yaml_text import YAMLTextError, read_yaml, shortened, write_yaml
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -21,17 +21,28 @@ class ConfigError(ValueError):
   """A configuration that cannot be used; its text is for the user."""
 
 
+def _expanded(path: Path) -> Path:
+  """A path as a shell would have it: ~ is the home of the user."""
+  try:
+    return path.expanduser()
+  except RuntimeError as error:
+    raise ValueError(f"{error}") from error
+
+
+Place = Annotated[Path, AfterValidator(_expanded)]
+
+
 def _plug_from_text(text: str) -> Plug:
   try:
-    return Plug.parse(yaml.safe_load(text))
-  except yaml.YAMLError as error:
-    raise ValueError(f"expected a name, or {{use: NAME, ...}}, got {text!r}") from error
+    return Plug.parse(read_yaml(text))
+  except YAMLTextError as error:
+    raise ValueError(f"expected a name, or {{use: NAME, ...}}, got {shortened(text)!r} ({error})") from error
 
 
 def _plug_as_text(plug: Plug | None) -> str:
   if plug is None:
     return "None"
-  return yaml.safe_dump(plug.dump(), default_flow_style=True, sort_keys=False, width=1000).strip().removesuffix("\n...")
+  return write_yaml(plug.dump(), one_line=True).strip().removesuffix("\n...")
 
 
 ON_COMMAND_LINE = PrimitiveConstructorSpec(
@@ -176,16 +187,16 @@ class ExperimentSettings:
   answers of up to 512 tokens, core space, no other methods, elites as adapters. Not given: llm where a base is."""
   seed: int = 0
   """Of everything: data order, training, every method."""
-  runs_dir: Path = Path("runs")
+  runs_dir: Place = Path("runs")
   """Run directories go here: NAME-seed-SEED, with a number behind it where that is taken; nothing is overwritten."""
-  run_dir: Path | None = None
+  run_dir: Place | None = None
   """The run directory, to choose its name yourself; refused where it exists."""
-  base: Path | None = None
+  base: Place | None = None
   """Folder of a base model in the format of Hugging Face (Llama, Mistral, Qwen2, Qwen3). Not given: a miniature base
   and its experts are trained."""
-  experts: tuple[Path, ...] = ()
+  experts: tuple[Place, ...] = ()
   """Folders of the base's experts: whole models or PEFT LoRA adapters. They need not be as many as the tasks."""
-  cache_dir: Path = Path("cache")
+  cache_dir: Place = Path("cache")
   """Trained experts, and compiled programs, are kept here and reused."""
   max_new_tokens: int = 30
   """Tokens that an answer may have."""
@@ -259,6 +270,31 @@ AT_LEAST = {
 }
 
 
+AT_MOST = {
+  "workers": 1024,
+  "max_new_tokens": 10**6,
+  "tasks.train": 10**6,
+  "tasks.validation": 10**6,
+  "tasks.test": 10**6,
+}
+MOST = 10**7
+"""Bounds of what a machine can have in mind: a slip of some zeros is said, and does not eat the memory."""
+
+SEEDS = 2**32
+
+
+def check_name(name: str, where: str) -> None:
+  """Checks what becomes the name of a file or folder.
+
+  Raises:
+    ConfigError: naming `where`.
+  """
+  if not name.strip() or len(name.encode(errors="replace")) > 100:
+    raise ConfigError(f"{where}: expected a name of 1 to 100 bytes, got {shortened(name)!r}")
+  if name in (".", "..") or any(character in "/\\" or not character.isprintable() for character in name):
+    raise ConfigError(f"{where}: expected a name, which cannot lead to another folder, got {name!r}")
+
+
 def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
   """Checks what a type cannot say, before anything is begun.
 
@@ -269,6 +305,11 @@ def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
   for name, least in AT_LEAST.items():
     if not flat[name] >= least:
       raise ConfigError(f"{name}: expected at least {least}, got {flat[name]}")
+    if flat[name] > (most := AT_MOST.get(name, MOST)):
+      raise ConfigError(f"{name}: expected at most {most}, got {flat[name]}")
+  check_name(settings.name, "name")
+  if not 0 <= settings.seed < SEEDS:
+    raise ConfigError(f"seed: expected 0 to 2**32 - 1, got {settings.seed}")
   for name, value in flat.items():
     for number in value if isinstance(value, list) else [value]:
       if isinstance(number, float) and not math.isfinite(number):
@@ -286,6 +327,8 @@ def check_settings(settings: ExperimentSettings, num_tasks: int) -> None:
     )
   if min(settings.swarm_sizes, default=1) < 1:
     raise ConfigError(f"swarm_sizes: expected at least 1 member each, got {settings.swarm_sizes}")
+  if max(settings.swarm_sizes, default=1) > MOST:
+    raise ConfigError(f"swarm_sizes: expected at most {MOST} members each, got {settings.swarm_sizes}")
   if not 2 <= num_tasks <= 8:
     raise ConfigError(f"tasks.names: expected 2 to 8 tasks, one archive each, got {num_tasks}")
   if settings.base is None and settings.experts:
@@ -313,9 +356,12 @@ def load_settings(path: Path, given: Mapping[str, Any] | None = None) -> Experim
   if not path.is_file():
     raise ConfigError(f"{path}: no such configuration file")
   try:
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-  except (yaml.YAMLError, UnicodeDecodeError) as error:
-    raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path.read_text(encoding="utf-8"))
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{path}: not YAML: {error}") from error
+  except YAMLTextError as error:
+    raise ConfigError(f"{path}: {error}") from error
+  content = {} if content is None else content
   if not isinstance(content, dict):
     raise ConfigError(f"{path}: expected settings by name, got {type(content).__name__}")
   return parse_settings({**content, **(given or {})}, str(path))
@@ -324,9 +370,25 @@ def load_settings(path: Path, given: Mapping[str, Any] | None = None) -> Experim
 def parse_settings(content: Any, source: str) -> ExperimentSettings:
   """Settings from what YAML or JSON gave, on top of their preset; raises as `load_settings`, naming `source`."""
   try:
-    return TypeAdapter(ExperimentSettings).validate_python(_with_preset(content))
+    whole = _with_preset(content)
+    _refuse_flags(whole, source)
+    return TypeAdapter(ExperimentSettings).validate_python(whole)
   except ValidationError as error:
     raise ConfigError("; ".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def _refuse_flags(content: Any, source: str) -> None:
+  """Raises where a number is wanted and true or false was given, which Python takes for 1 and 0."""
+  if not isinstance(content, Mapping):
+    return
+  usual = _flatten(settings_as_json(ExperimentSettings()))
+  for name, value in _flatten({key: entry for key, entry in content.items() if isinstance(key, str)}).items():
+    own = usual.get(name)
+    numbers = own if isinstance(own, list) else [own]
+    if numbers and all(isinstance(each, int | float) and not isinstance(each, bool) for each in numbers):
+      for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, bool):
+          raise ConfigError(f"{source}: {name}: expected a number, got {str(each).lower()}")
 
 
 def _with_preset(content: Any) -> Any:
@@ -356,15 +418,15 @@ def settings_as_json(settings: ExperimentSettings) -> dict[str, Any]:
 
 def dump_settings(settings: ExperimentSettings) -> str:
   """The settings as YAML that `load_settings` reads back."""
-  return yaml.safe_dump(settings_as_json(settings), sort_keys=False)
+  return write_yaml(settings_as_json(settings))
 
 
 def _explain(problem: Any) -> str:
   name = ".".join(map(str, problem["loc"]))
   if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
     near = difflib.get_close_matches(str(problem["loc"][-1]), _field_names(), n=1)
-    return f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-  return f"{name}: {problem['msg']}, got {problem['input']!r}"
+    return f"unknown setting {shortened(name)!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+  return shortened(f"{name}: {problem['msg']}, got {shortened(repr(problem['input']))}", 600)
 
 
 def setting_names() -> list[str]:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cqd_jax.store.individuals import Individuals
 from cqd_jax.store.markdown import escape, markdown_table
 from cqd_jax.store.run_dir import read_json
+from cqd_jax.store.yaml_text import YAMLTextError, read_yaml, write_yaml
 
 MOST_ANCESTORS = 40
 """The rows of a table of ancestors: the individual itself, and those that were born last."""
@@ -38,8 +37,8 @@ def parent_of(folder: Path) -> Parent:
   if card.is_file():
     found = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-      front = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+      front = read_yaml(found[1]) if found else None
+    except YAMLTextError:
       front = None
   license = front.get("license_name") or front.get("license") if isinstance(front, dict) else None
   license = ", ".join(map(str, license)) if isinstance(license, list) else license
@@ -81,7 +80,7 @@ def model_card(
   }
   if len(licenses) == 1 and all(parent.license for parent in parents):
     front["license"] = licenses[0]
-  lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", ""]
+  lines = ["---", write_yaml(front).strip(), "---", ""]
   lines += [f"# {escape(name)}", "", _what(about, base), ""]
   if scores := about.get("validation_scores"):
     lines += ["## Scores", "", "Share of validation questions answered right; each answer was executed.", ""]

@@ -12,7 +12,15 @@ from cqd_jax.engines.text_interface import TextInterface
 from cqd_jax.report.page import write_report
 from cqd_jax.run.compile_cache import use_compile_cache
 from cqd_jax.run.context import Method
-from cqd_jax.run.files import EXPERIMENT, RunFiles, begin_session, create_run, open_run, read_settings
+from cqd_jax.run.files import (
+  EXPERIMENT,
+  RunFiles,
+  begin_session,
+  check_places,
+  create_run,
+  open_run,
+  read_settings,
+)
 from cqd_jax.run.folders import open_folders
 from cqd_jax.run.methods import methods_of
 from cqd_jax.run.read_run import read_record
@@ -34,6 +42,7 @@ def run_experiment(settings: ExperimentSettings, console: Console) -> Result:
     Stopped: if somebody asked for it; the message says how to go on.
   """
   with open_problem(settings) as (problem, interface):
+    check_places(settings)
     open_folders(settings)  # what is wrong with them, or the methods, is said before there is a run directory
     rehearse(settings, interface, len(problem.task_names))
     methods = methods_of(settings)

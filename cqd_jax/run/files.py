@@ -120,6 +120,34 @@ class RunFiles:
     write_json(self.facts, facts)
 
 
+def check_place(path: Path, where: str) -> None:
+  """Checks that a folder can be written, or made where it is not there.
+
+  Raises:
+    ConfigError: naming `where`.
+  """
+  for place in (path.absolute(), *path.absolute().parents):
+    try:
+      exists = place.exists()
+    except OSError as error:
+      raise ConfigError(f"{where}: {path} cannot be used ({error.strerror})") from error
+    if exists:
+      if not place.is_dir():
+        raise ConfigError(f"{where}: expected a folder, got {path}: {place} is none")
+      if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{where}: expected a folder that can be written, got {path}: {place} cannot be")
+      return
+
+
+def check_places(settings: ExperimentSettings) -> None:
+  """Checks where an experiment is going to write; raises as `check_place`."""
+  check_place(settings.cache_dir, "cache_dir")
+  if settings.run_dir is None:
+    check_place(settings.runs_dir, "runs_dir")
+  else:
+    check_place(settings.run_dir.parent, "run_dir")
+
+
 def create_run(settings: ExperimentSettings) -> RunFiles:
   """Makes the run directory of an experiment, that was not there before: `settings.run_dir`, or the next free name in
   `settings.runs_dir`. It appears with its settings, whole or not at all.

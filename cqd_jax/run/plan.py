@@ -20,6 +20,7 @@ from cqd_jax.genotypes import group_leaves
 from cqd_jax.hub.experts import Expert, open_expert
 from cqd_jax.hub.load import ModelFolder, open_pretrained
 from cqd_jax.models.hf_layout import param_shapes
+from cqd_jax.run.files import check_places
 from cqd_jax.run.folders import Folders
 from cqd_jax.run.memory import Plan, human, num_bytes, table
 from cqd_jax.run.rehearsal import rehearse
@@ -53,6 +54,7 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
       return None
 
   attempt(lambda: mesh_of(settings.mesh))
+  attempt(lambda: check_places(settings))
   if settings.run_dir is not None and settings.run_dir.exists():
     problems.append(f"{settings.run_dir}: already exists")
   tasks = attempt(lambda: tasks_of(settings))

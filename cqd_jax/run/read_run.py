@@ -4,13 +4,13 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import yaml
 
 from cqd_jax.archive import Grid
 from cqd_jax.report.record import RunRecord, Sample
 from cqd_jax.run.files import RunFiles
 from cqd_jax.store.history import History
 from cqd_jax.store.run_dir import RunDirError, read_json
+from cqd_jax.store.yaml_text import write_yaml
 
 
 def read_record(files: RunFiles) -> RunRecord:
@@ -33,7 +33,7 @@ def read_record(files: RunFiles) -> RunRecord:
     task_names=names,
     num_planned=about["planned"],
     facts=_facts(begun, about, metrics, int((individuals.born > 0).sum())),
-    settings=yaml.safe_dump(begun["settings"], sort_keys=False),
+    settings=write_yaml(begun["settings"]),
     edges=None if grid is None else [grid.edges(task) for task in range(len(names))],
     bins=None if grid is None else np.asarray(grid.bins(np.nan_to_num(individuals.scores))),
     individuals=individuals,

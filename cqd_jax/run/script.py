@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from rich.console import Console
 
 from cqd_jax.config.plugs import Plug
-from cqd_jax.config.settings import ConfigError, OutputSettings
+from cqd_jax.config.settings import ConfigError, OutputSettings, check_name
 from cqd_jax.genotypes.space import Space, dense_space
 from cqd_jax.operators import task_vector
 from cqd_jax.run.artifacts import ParamsWriter
@@ -25,6 +24,7 @@ from cqd_jax.run.methods import as_methods
 from cqd_jax.run.stages import Result, explained, run_stages, show, stage
 from cqd_jax.store.history import History
 from cqd_jax.store.run_dir import RunDirError, locked, read_json
+from cqd_jax.store.yaml_text import write_yaml
 from cqd_jax.tasks.problem import Problem
 from cqd_jax.terminal.interrupt import interruptible
 from cqd_jax.trees import fingerprint, leaf_path
@@ -142,6 +142,8 @@ def _check_experts(problem: Problem, experts: Sequence[Params], given: Sequence[
   names = tuple(given) if given is not None else usual
   if len(names) != len(experts) or len(set(names)) != len(names):
     raise ConfigError(f"expert_names: expected {len(experts)} names that differ, got {names}")
+  for name in (*tasks, *names):
+    check_name(name, "problem" if name in tasks else "expert_names")
   return names
 
 
@@ -164,7 +166,7 @@ def _begin_or_open(path: Path, settings: dict[str, Any]) -> RunFiles:
   """
   settings = json.loads(json.dumps(settings))
   if not path.exists():
-    return make_run_dir(path, SCRIPT, settings, yaml.safe_dump(settings, sort_keys=False))
+    return make_run_dir(path, SCRIPT, settings, write_yaml(settings))
   files = open_run(path)
   facts = read_json(files.facts)
   if facts["kind"] != SCRIPT:

@@ -1,6 +1,7 @@
 """`cqd export`: a swarm as Hugging Face models, or as LoRA adapters that a server holds beside their one base."""
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from cqd_jax.run.context import RunContext
 from cqd_jax.run.files import RunFiles, open_run
 from cqd_jax.run.loop import Searched
 from cqd_jax.store.individuals import Individuals
-from cqd_jax.store.markdown import markdown_table
+from cqd_jax.store.markdown import code, escape, markdown_table
 from cqd_jax.store.run_dir import RunDirError, locked, write_json, write_text
 from cqd_jax.terminal.progress import progress
 from cqd_jax.trees import widen
@@ -229,14 +230,14 @@ def _readme(
   shared: bool,
 ) -> str:
   """How to serve what was written."""
-  lines = [f"# {len(entries)} models of the run {files.path.name}", ""]
+  lines = [f"# {len(entries)} models of the run {escape(files.path.name)}", ""]
   rounding = max(entry["rounding"] for entry in entries)
   if settings.form == "hf":
     lines += [
       "Each folder is a whole model, for transformers or for a server:",
       "",
       "```",
-      f"vllm serve $PWD/{entries[0]['name']}",
+      f'vllm serve "$PWD"/{shlex.quote(entries[0]["name"])}',
       "```",
       "",
     ]
@@ -264,13 +265,14 @@ def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
   served = [entry for entry in entries if not entry["vectors"]] or list(entries)
   refused = [entry["name"] for entry in entries if entry["vectors"]]
   lines = [
-    f"Each folder is a PEFT LoRA adapter of `{base}`, of rank at most {rank}; one server holds the base once and",
+    f"Each folder is a PEFT LoRA adapter of {code(base)}, of rank at most {rank}; one server holds the base once and",
     "all of them. `relative error` is what the adapter lacks of its individual's task vector, over that one's norm.",
     "",
   ]
   if refused:
     lines += [
-      f"{len(refused)} of them ({refused[0]}, ...) hold changed norms or biases, which peft takes and vLLM refuses:",
+      f"{len(refused)} of them ({escape(refused[0])}, ...) hold changed norms or biases, which peft takes and vLLM "
+      "refuses:",
       "for vLLM export with `--drop-vectors`; the table then reports what that leaves out.",
       "",
     ]
@@ -286,12 +288,16 @@ def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
     "",
   ]
   if len(served) <= MOST_NAMED:
-    modules = " ".join(f'{entry["name"]}="$PWD/{entry["name"]}"' for entry in served)
+    modules = " ".join(f'{shlex.quote(entry["name"])}="$PWD"/{shlex.quote(entry["name"])}' for entry in served)
     lines += ["or with all of them named:", "", "```"]
     lines += [f"vllm serve {shlex.quote(base)} {options} \\", f"  --lora-modules {modules}", "```", ""]
-  request = f'{{"model": "{served[0]["name"]}", "prompt": "...", "max_tokens": 64, "temperature": 0}}'
+  request = json.dumps({"model": served[0]["name"], "prompt": "...", "max_tokens": 64, "temperature": 0})
   lines += ["A request names its adapter as the model:", "", "```"]
-  lines += [f"curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{request}'", "```", ""]
+  lines += [
+    f"curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(request)}",
+    "```",
+    "",
+  ]
   return lines
 
 

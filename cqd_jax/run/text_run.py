@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from cqd_jax.config.plugs import Plug, PlugError, resolve
-from cqd_jax.config.settings import ConfigError, ExperimentSettings, MeshSettings, check_settings
+from cqd_jax.config.settings import ConfigError, ExperimentSettings, MeshSettings, check_name, check_settings
 from cqd_jax.engines.text_interface import TextInterface, interface_of, miniature_interface
 from cqd_jax.genotypes.placement import make_mesh, place_basis, place_replicated
 from cqd_jax.genotypes.space import Space, core_space, dense, dense_space
@@ -71,6 +71,7 @@ def tasks_of(settings: ExperimentSettings) -> tuple[Task | Episode, ...]:
     raise PlugError("tasks.names: expected at least one task")
   tasks = tuple(_make_task(plug, sizes, settings.seed) for plug in own.names)
   for index, task in enumerate(tasks):
+    check_name(task.name, f"tasks.names: the name of {own.names[index].use!r}")
     if task.name in [other.name for other in tasks[:index]]:
       raise PlugError(f"tasks.names: two tasks are named {task.name!r}")
   return tasks
@@ -84,7 +85,7 @@ def _make_task(plug: Plug, sizes: Mapping[Split, int], seed: int) -> Task | Epis
     raise PlugError(f"tasks.names: {plug.use!r} cannot be called with sizes and seed ({error})") from error
   try:
     task = make(sizes=sizes, seed=seed)
-  except Exception as error:  # anybody's code
+  except (Exception, SystemExit) as error:  # anybody's code
     raise PlugError(f"tasks.names: {plug.use!r} failed with {type(error).__name__}: {error}") from error
   if not isinstance(task, Task | Episode):
     raise PlugError(f"tasks.names: {plug.use!r} gave no task (cqd_jax.tasks.task.Task) but {type(task).__name__}")

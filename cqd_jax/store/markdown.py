@@ -23,6 +23,13 @@ def escape(text: str) -> str:
   return line
 
 
+def code(text: str) -> str:
+  """A text as code within a line; more backquotes surround it than it has in a row."""
+  line = " ".join(text.split())
+  fence = "`" * (1 + max(map(len, re.findall(r"`+", line)), default=0))
+  return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A table in Markdown; its texts are escaped."""
   ruled = [_row(map(escape, header)), "|" + "---|" * len(header), *(_row(map(escape, row)) for row in rows)]

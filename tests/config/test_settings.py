@@ -105,12 +105,23 @@ def test_the_shipped_experiments_are_valid_down_to_their_plugs(path):
     ("output: {elites: some}", r"output\.elites: .*'all', 'best' or 'none', got 'some'"),
     ("- a list", "expected settings by name, got list"),
     ("a: [1", "not YAML"),
+    ("seed: true", "seed: expected a number, got true"),
+    ("evolution: {batch_size: false}", r"evolution\.batch_size: expected a number, got false"),
+    ("swarm_sizes: [3, true]", "swarm_sizes: expected a number, got true"),
+    ("seed: 1:30", "seed: .*integer.*got '1:30'"),
+    ("seed: 1\nseed: 2", "'seed' is given twice in line 2"),
+    ("seed: " + "9" * 5000, "a number of 5000 digits"),
+    ("runs_dir: ~nobody-of-this-name/x", "runs_dir: .*home directory"),
+    ('cache_dir: "a\\0b"', "cache_dir: expected text without NUL"),
+    ("evolution: {mutation: {" + "x" * 900 + ": 1}}", r"evolution\.mutation: .*characters\)"),
+    ("y" * 900 + ": 1", r"unknown setting 'y+\.\.\. \(900 characters\)'"),
   ],
 )
 def test_a_bad_file_is_refused_by_file_and_field(tmp_path, text, message):
   with pytest.raises(ConfigError, match=message) as caught:
     load_settings(written(tmp_path, text))
   assert "settings.yaml" in str(caught.value)
+  assert len(str(caught.value)) < 1000
   assert "\n" not in str(caught.value)
 
 
@@ -277,3 +288,41 @@ def test_evolution_is_a_method_with_what_is_given():
   function = resolve("methods", plug, "evolution").func
   known = settings_of("methods", function)
   assert set(plug.settings) | {"crossover"} == set(known)  # nothing of the method is out of a configuration's reach
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"seed": -1}, r"seed: expected 0 to 2\*\*32 - 1, got -1"),
+    ({"seed": 2**32}, r"seed: expected 0 to 2\*\*32 - 1, got 4294967296"),
+    ({"workers": 10**6}, "workers: expected at most 1024, got 1000000"),
+    ({"swarm_sizes": (3, 10**9)}, "swarm_sizes: expected at most 10000000 members each"),
+    ({"tasks": {"validation": 10**9}}, r"tasks\.validation: expected at most 1000000, got 1000000000"),
+    ({"evolution": {"children": 4 * 10**9}}, r"evolution\.children: expected at most 10000000"),
+    ({"name": "../../x"}, r"name: expected a name, which cannot lead to another folder, got '\.\./\.\./x'"),
+    ({"name": "/tmp/x"}, "name: expected a name, which cannot"),
+    ({"name": "a\\b"}, "name: expected a name, which cannot"),
+    ({"name": ".."}, "name: expected a name, which cannot"),
+    ({"name": "a\nb"}, "name: expected a name, which cannot"),
+    ({"name": " "}, "name: expected a name of 1 to 100 bytes"),
+    ({"name": "x" * 101}, "name: expected a name of 1 to 100 bytes"),
+  ],
+)
+def test_numbers_and_names_have_bounds(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    check_settings(parse_settings(changes, "here"), num_tasks=3)
+
+
+def test_a_text_stays_the_text_that_it_is(tmp_path):
+  assert load_settings(written(tmp_path, "name: yes")).name == "yes"
+  assert load_settings(written(tmp_path, "name: 1:30")).name == "1:30"
+  for name in ("1e5", "0o7", "yes", "010", "null", "2001-01-01"):
+    settings = ExperimentSettings(name=name)
+    assert load_settings(written(tmp_path, dump_settings(settings))) == settings
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  settings = load_settings(written(tmp_path, "runs_dir: ~/runs\ncache_dir: ~/cache\nbase: ~/base\nexperts: [~/a]\n"))
+  assert (settings.runs_dir, settings.cache_dir) == (tmp_path / "runs", tmp_path / "cache")
+  assert (settings.base, settings.experts) == (tmp_path / "base", (tmp_path / "a",))

@@ -202,6 +202,7 @@ def test_adapters_for_vllm_tell_what_they_leave_out(runs, tmp_path, capsys):
   assert "final_norm/scale" in best["left_out"]
   readme = (tmp_path / "swarm" / "README.md").read_text()
   assert "vllm serve" in readme
+  assert readme.startswith("# 2 models of the run ")
   assert "--max-lora-rank 8" in readme
   assert aggregate["name"] in readme
   content = json.loads((tmp_path / "swarm" / best["name"] / "adapter_config.json").read_text())

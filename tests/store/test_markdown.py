@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from cqd_jax.store.markdown import escape, markdown_table
+from cqd_jax.store.markdown import code, escape, markdown_table
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
@@ -93,6 +93,15 @@ def test_any_text_stays_in_its_heading_list_or_paragraph(text):
     assert [shown(token) for token in tokens if token.type == "inline" and token.content] == [plain(text)] * bool(
       plain(text)
     )
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=repr)
+def test_any_text_stays_in_its_code(text):
+  if not plain(text):
+    return
+  (inline,) = [token for token in READER.parse(f"of {code(text)}, as it is") if token.type == "inline"]
+  assert [child.type for child in inline.children] == ["text", "code_inline", "text"]
+  assert inline.children[1].content.strip() == plain(text)
 
 
 def test_any_text_of_special_characters_stays_in_its_cell():

@@ -15,8 +15,8 @@ M = TypeVar("M")
 SIZES: Mapping[Split, int] = {"train": 3000, "validation": 100, "test": 300}
 """Examples per split, unless stated otherwise."""
 
-ATTEMPTS = 200
-"""Draws for every example that is wanted, after which a grammar counts as exhausted."""
+ATTEMPTS, PATIENCE = 200, 50_000
+"""Draws for every example that is wanted, and draws without a new one, after which a grammar counts as exhausted."""
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
@@ -94,8 +94,9 @@ class Skill(Generic[M]):
     grammar, size = self.grammar, self.sizes[split]
     expected: dict[str, JSON] = {}  # by answer; None where a near miss would pass
     examples: dict[str, Example] = {}  # by what may not be repeated
-    for _ in range(size * ATTEMPTS):
-      if len(examples) == size:
+    last = 0
+    for attempt in range(size * ATTEMPTS):
+      if len(examples) == size or attempt - last > PATIENCE:
         break
       meaning = grammar.draw(rng)
       answer = grammar.answer(meaning)
@@ -108,6 +109,7 @@ class Skill(Generic[M]):
         expected[answer] = self._expected_if_sharp(meaning)
       if expected[answer] is not None:
         examples[unique] = Example(prompt, answer, expected[answer])
+        last = attempt
     if len(examples) < size:
       raise ValueError(f"sizes[{split!r}]: expected at most the {len(examples)} examples of {self.name}, got {size}")
     return list(examples.values())
