@@ -176,17 +176,22 @@ def test_seconds_are_printed_in_a_unit_that_fits():
   assert "1.5 s" in text
 
 
-def test_the_command_line_gives_a_json_line_a_measurement_and_a_table(tmp_path):
+SOAKED = [pytest.param(name, marks=pytest.mark.soak) for name in command.discover() if name != "hf"]
+
+
+@pytest.mark.parametrize("module", ["hf", *SOAKED])
+def test_the_command_line_gives_a_json_line_a_measurement_and_a_table(tmp_path, module):
   figures = tmp_path / "figures.jsonl"
-  command_line = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(figures), "operators"]
+  command_line = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(figures), module]
   done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=True)
   assert done.stdout == ""
   rows = [check_schema(line) for line in figures.read_text().splitlines()]
-  assert {row["module"] for row in rows} == {"operators"}
+  assert {row["module"] for row in rows} == {module}
   names = {row["name"] for row in rows}
-  assert {"linear_merge, model", "svd_mutation", "expert_svd_mutation", "gaussian_mutation"} <= names
+  if module == "operators":
+    assert {"linear_merge, model", "svd_mutation", "expert_svd_mutation", "gaussian_mutation"} <= names
   for name in names:
-    assert f"operators: {name}" in done.stderr
+    assert f"{module}: {name}" in done.stderr
   for row in rows:
     assert row["run_s_range"][0] <= row["run_s"] <= row["run_s_range"][1]
-    assert row["ratio"] > 0
+    assert row["peer"] is None or row["ratio"] > 0

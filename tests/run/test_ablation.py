@@ -90,5 +90,5 @@ def test_a_seed_is_run_once(shipped, tmp_path, monkeypatch):
   assert len(searched) == 3
   assert again == first
   assert not list((first.run_dir / "models").glob("elite-0000*"))[1:]  # the best of all only
-  other = dataclasses.replace(settings, evolution=tiny_evolution(children=6, batch_size=2))
+  other = dataclasses.replace(settings, evolution=tiny_evolution(children=2, batch_size=2), methods=())
   assert run_or_resume(other, Console(quiet=True)).run_dir != first.run_dir
