@@ -1,6 +1,7 @@
 """Strictness for the whole suite: warnings are errors, ranks never promote, shapes are checked as code runs."""
 
 import gc
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -30,7 +31,11 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
-hook = install_import_hook("cqd_jax", "beartype.beartype")
+# Without the grammars of the skills: their functions are called a hundred thousand times, and none takes an array.
+PACKAGE = Path(importlib.util.find_spec("cqd_jax").origin).parent
+checked = [path.relative_to(PACKAGE.parent).with_suffix("").parts for path in PACKAGE.rglob("*.py")]
+checked = [".".join(parts) for parts in checked if parts[1:3] != ("tasks", "skills") and parts[-1] != "__init__"]
+hook = install_import_hook(checked, "beartype.beartype")
 
 
 LONGEST_FIRST = ("run", "genotypes", "experiments", "benchmarks", "docs", "hub")
@@ -48,6 +53,25 @@ def pytest_sessionfinish(session):
   """The process that began ends with what is shared."""
   if not hasattr(session.config, "workerinput"):
     shutil.rmtree(SHARED, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trained_at_full_speed():
+  """Training runs one program hundreds of times, so that is optimized."""
+  from cqd_jax.tasks.skills.training import Trainer
+
+  fit = Trainer.fit
+
+  def fit_optimized(*arguments, **settings):
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+      return fit(*arguments, **settings)
+    finally:
+      jax.config.update("jax_disable_most_optimizations", True)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Trainer, "fit", fit_optimized)
+    yield
 
 
 @pytest.fixture

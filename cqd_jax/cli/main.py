@@ -39,6 +39,7 @@ a run that was stopped, killed, or out of disk:
   cqd resume runs/skills-seed-0
 
 what it left behind (runs/skills-seed-0 as an example, finished or not):
+  cqd check runs/skills-seed-0                           is every file of it sound
   cqd report runs/skills-seed-0                          report.html
   cqd plot runs/skills-seed-0 --format svg               its pictures for a paper
   cqd evaluate runs/skills-seed-0 --model aggregate      score a model on the test questions
@@ -200,6 +201,7 @@ def _make_parser() -> argparse.ArgumentParser:
   export.add_argument(
     "--drop-vectors", action="store_true", help="peft: leave out changed norms and biases, which vLLM does not take"
   )
+  add("check", _check, "read every file of a run, and say what is damaged and how it is made again", CHECK)
   report = add("report", _report, "write the page that shows a run, finished or not", REPORT)
   report.add_argument("--out", type=Path, help="file to write (default: RUN_DIR/report.html)")
   plot = add("plot", _plot, "write every picture of the report as files, for a paper", PLOT)
@@ -248,6 +250,13 @@ norms or biases are for peft; vLLM, and cqd itself, take those without (--drop-v
 PLUGS = """\
   cqd plugs crossover
   cqd evolve experiments/skills.yaml --evolution.crossover slerp --evolution.crossover.std 0.2
+"""
+
+CHECK = """\
+Weights are compared with the checksums that were kept when they were written, checkpoints with their own, the history
+with what a whole history is. Nothing is changed. The exit code is 0 where all is sound, else 2.
+
+  cqd check runs/skills-seed-0
 """
 
 REPORT = """\
@@ -356,6 +365,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
   from cqd_jax.run.commands import evaluate
 
   evaluate(arguments.run_dir, arguments.model, arguments.split, make_console())
+
+
+def _check(arguments: argparse.Namespace) -> None:
+  from cqd_jax.run.check import check
+
+  check(arguments.run_dir, make_console())
 
 
 def _aggregate(arguments: argparse.Namespace) -> None:

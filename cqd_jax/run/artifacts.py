@@ -18,6 +18,7 @@ from cqd_jax.hub.save_adapter import save_adapter
 from cqd_jax.run.compare import aggregated
 from cqd_jax.run.context import RunContext
 from cqd_jax.run.loop import Searched
+from cqd_jax.store.checksums import seal
 from cqd_jax.store.individuals import Individuals
 from cqd_jax.store.params import save_params
 from cqd_jax.store.run_dir import write_json
@@ -58,12 +59,14 @@ class HubWriter:
       card=card,
       about=about,
     )
+    seal(folder)
 
   def adapter(self, folder: Path, core: tuple[CoreBasis, Genotype], about: Mapping[str, Any], card: str = "") -> None:
     """See `ModelWriter`: a PEFT LoRA adapter, of the smallest rank that is exact."""
     basis, genotype = core
     save_adapter(folder, basis, genotype, self.interface.config, base_name=self.base, card=card)
     write_json(folder / "model.json", dict(about))
+    seal(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,7 @@ class ParamsWriter:
       branch[path[-1]] = leaf
     save_params(folder / "params.safetensors", tree)
     write_json(folder / "model.json", dict(about))
+    seal(folder)
 
   def adapter(self, folder: Path, core: tuple[CoreBasis, Genotype], about: Mapping[str, Any], card: str) -> None:
     """There is no such form."""

@@ -27,7 +27,9 @@ from cqd_jax.run.methods import methods_of
 from cqd_jax.run.miniature import load_or_train, whole_models
 from cqd_jax.run.read_run import read_record
 from cqd_jax.run.text_run import open_context, open_problem
-from cqd_jax.store.run_dir import RunDirError, locked, read_json
+from cqd_jax.store.checksums import verify
+from cqd_jax.store.history import History
+from cqd_jax.store.run_dir import RunDirError, locked
 from cqd_jax.tasks.problem import task_scores
 from cqd_jax.tasks.task import Split
 from cqd_jax.terminal.interrupt import Interrupt, interruptible
@@ -73,6 +75,7 @@ def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[
   with open_problem(settings) as (problem, interface):
     check_isolation(settings)
     use_compile_cache(settings.cache_dir)
+    verify(folder)
     read = load_pretrained(folder)
     if read.config != interface.config:
       raise RunDirError(f"{folder}: is a model of another shape than those of {run_dir}")
@@ -109,9 +112,10 @@ def restored(files: RunFiles, console: Console) -> Iterator[tuple[RunContext, Se
   Raises:
     ValueError: naming the run directory that has no checkpoint, or is of another kind.
   """
-  kind = read_json(files.facts)["kind"]
+  kind = files.read_facts()["kind"]
   if kind != EXPERIMENT:
     raise RunDirError(f"{files.path}: is a {kind}; its models are in {files.models}")
+  History(files.history).close()  # what is not there is not made
   settings = dataclasses.replace(read_settings(files), mesh=MeshSettings())
   with (
     open_problem(settings) as (problem, interface),

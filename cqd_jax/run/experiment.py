@@ -28,7 +28,7 @@ from cqd_jax.run.rehearsal import rehearse
 from cqd_jax.run.stages import Result, explained, read_result, run_stages, show, stage
 from cqd_jax.run.text_run import open_context, open_problem
 from cqd_jax.sandbox.sandbox import SandboxUnavailable, probe
-from cqd_jax.store.run_dir import RunDirError, is_disk_full, locked, read_json
+from cqd_jax.store.run_dir import RunDirError, is_disk_full, locked
 from cqd_jax.tasks.text import TextProblem
 from cqd_jax.terminal.interrupt import interruptible
 
@@ -72,7 +72,7 @@ def resume_experiment(run_dir: Path, console: Console) -> Result:
     Stopped, SandboxUnavailable: as `run_experiment`.
   """
   files = open_run(run_dir)
-  kind = read_json(files.facts)["kind"]
+  kind = files.read_facts()["kind"]
   if kind != EXPERIMENT:
     raise RunDirError(f"{run_dir}: is a {kind}; go on with it by the command that began it")
   settings = read_settings(files)

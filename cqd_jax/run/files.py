@@ -24,10 +24,10 @@ from cqd_jax.config.settings import (
   parse_settings,
   settings_as_json,
 )
-from cqd_jax.store.run_dir import RunDirError, read_json, write_json, write_text
+from cqd_jax.run.schema import FORMAT, Facts, Scores, read_as
+from cqd_jax.store.run_dir import RunDirError, write_json, write_text
 from cqd_jax.tasks.problem import changed_parts
 
-FORMAT = 3
 EXPERIMENT, SCRIPT = "experiment", "run of a script"
 """Kinds of runs: what `cqd resume` goes on with, and what the script that began it does."""
 PACKAGES = ("cqd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "numpy")
@@ -73,6 +73,14 @@ class RunFiles:
     """The page to look at."""
     return self.path / "report.html"
 
+  def read_facts(self) -> dict[str, Any]:
+    """What `run.json` says; raises RunDirError naming the field that is damaged."""
+    return dict(read_as(self.facts, Facts))
+
+  def read_scores(self) -> dict[str, Any]:
+    """What `scores.json` says; raises RunDirError naming the field that is damaged."""
+    return dict(read_as(self.scores, Scores, again(self)))
+
   @property
   def finished(self) -> bool:
     """Whether all stages are done."""
@@ -84,7 +92,7 @@ class RunFiles:
     Raises:
       RunDirError: naming the folder.
     """
-    facts = read_json(self.facts)
+    facts = self.read_facts()
     known = facts.setdefault("models", dict(fingerprints))
     for folder, own in fingerprints.items():
       if known.get(folder) != own:
@@ -97,7 +105,7 @@ class RunFiles:
     Raises:
       RunDirError: naming the task, or what else changed.
     """
-    facts = read_json(self.facts)
+    facts = self.read_facts()
     known = facts.setdefault("problem", dict(fingerprints))
     for split, now in fingerprints.items():
       if changed := changed_parts(known.get(split, ""), now):
@@ -109,13 +117,13 @@ class RunFiles:
 
   def describe(self, **record: Any) -> None:
     """Notes what the report says of a run beside what the history has."""
-    facts = read_json(self.facts)
+    facts = self.read_facts()
     if facts.get("record") != (record := json.loads(json.dumps(record))):
       write_json(self.facts, {**facts, "record": record})
 
   def record_seconds(self, stage: str, seconds: float) -> None:
     """Adds to the seconds that a stage took."""
-    facts = read_json(self.facts)
+    facts = self.read_facts()
     facts["seconds"][stage] = facts["seconds"].get(stage, 0.0) + seconds
     write_json(self.facts, facts)
 
@@ -146,6 +154,11 @@ def check_places(settings: ExperimentSettings) -> None:
     check_place(settings.runs_dir, "runs_dir")
   else:
     check_place(settings.run_dir.parent, "run_dir")
+
+
+def again(files: RunFiles) -> str:
+  """How results are made again."""
+  return f"delete it and make it again with: cqd resume {files.path}"
 
 
 def create_run(settings: ExperimentSettings) -> RunFiles:
@@ -211,13 +224,7 @@ def open_run(path: Path) -> RunFiles:
     raise RunDirError(f"{path}: no such run directory")
   if not files.facts.is_file():
     raise RunDirError(f"{path}: not a run directory (it has no {files.facts.name})")
-  facts = read_json(files.facts)
-  expected = {"kind": str, "created": str, "settings": dict, "sessions": list, "seconds": dict}
-  if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-    raise RunDirError(f"{files.facts}: expected a run of format {FORMAT}")
-  for name, kind in expected.items():
-    if not isinstance(facts.get(name), kind) or facts[name] == []:
-      raise RunDirError(f"{files.facts}: damaged, {name!r} is missing or of the wrong type")
+  read_as(files.facts, Facts)
   return files
 
 
@@ -227,7 +234,7 @@ def read_settings(files: RunFiles) -> ExperimentSettings:
   Raises:
     ConfigError: if config.yaml was changed since in what the results depend on, naming what.
   """
-  begun = parse_settings(read_json(files.facts)["settings"], str(files.facts))
+  begun = parse_settings(files.read_facts()["settings"], str(files.facts))
   if not files.settings.is_file():
     warnings.warn(f"{files.settings}: is missing; the settings with which the run began are used", stacklevel=2)
     return begun
@@ -249,7 +256,7 @@ def read_settings(files: RunFiles) -> ExperimentSettings:
 
 def begin_session(files: RunFiles) -> None:
   """Notes a further session of a run; warns where versions or devices differ from the one before."""
-  facts = read_json(files.facts)
+  facts = files.read_facts()
   now, before = _session(), facts["sessions"][-1]
   for what in ("versions", "devices"):
     if before[what] != now[what]:

@@ -7,9 +7,9 @@ import numpy as np
 
 from cqd_jax.archive import Grid
 from cqd_jax.report.record import RunRecord, Sample
-from cqd_jax.run.files import RunFiles
+from cqd_jax.run.files import EXPERIMENT, RunFiles
 from cqd_jax.store.history import History
-from cqd_jax.store.run_dir import RunDirError, read_json
+from cqd_jax.store.run_dir import RunDirError
 from cqd_jax.store.yaml_text import write_yaml
 
 
@@ -19,13 +19,19 @@ def read_record(files: RunFiles) -> RunRecord:
   Raises:
     ValueError: naming the file that is missing or damaged.
   """
-  begun = read_json(files.facts)
+  begun = files.read_facts()
   about = _about(files, begun)
-  with History(files.history) as history, history.snapshot():
+  with History(files.history) as history:
     names, method = history.task_names, about["method"]
     individuals, metrics, cells = history.individuals(method), history.metrics(method), history.cells(method)
+  if begun["kind"] == EXPERIMENT and not _are_shares(individuals.scores):
+    raise RunDirError(f"{files.history}: damaged, {method!r} has scores that are no shares of questions answered right")
   finished = files.finished
-  results: dict[str, Any] = read_json(files.scores) if finished else {}
+  results: dict[str, Any] = files.read_scores() if finished else {}
+  for name in ("best", "aggregated"):
+    identities = np.atleast_1d(results.get(name, []))
+    if (identities >= len(individuals)).any():
+      raise RunDirError(f"{files.scores}: damaged, {name!r} names an individual that {files.history} does not have")
   grid = cells if isinstance(cells, Grid) else None
   record = RunRecord(
     name=files.path.resolve().name,
@@ -50,15 +56,15 @@ def read_record(files: RunFiles) -> RunRecord:
   return record if finished else dataclasses.replace(record, best=_best(record))
 
 
+def _are_shares(scores: np.ndarray) -> bool:
+  known = scores[~np.isnan(scores)]
+  return bool(((known >= 0) & (known <= 1)).all())
+
+
 def _about(files: RunFiles, begun: dict[str, Any]) -> dict[str, Any]:
-  about = begun.get("record")
-  expected = {"planned": int, "swarm_sizes": list, "method": str, "facts": dict}
-  if not isinstance(about, dict):
+  if "record" not in begun:
     raise RunDirError(f"{files.path}: nothing was scored yet; resume with: cqd resume {files.path}")
-  for name, kind in expected.items():
-    if not isinstance(about.get(name), kind):
-      raise RunDirError(f"{files.facts}: damaged, 'record.{name}' is missing or of the wrong type")
-  return about
+  return dict(begun["record"])
 
 
 def _best(record: RunRecord) -> int | None:

@@ -23,7 +23,7 @@ from cqd_jax.run.files import SCRIPT, RunFiles, begin_session, make_run_dir, ope
 from cqd_jax.run.methods import as_methods
 from cqd_jax.run.stages import Result, explained, run_stages, show, stage
 from cqd_jax.store.history import History
-from cqd_jax.store.run_dir import RunDirError, locked, read_json
+from cqd_jax.store.run_dir import RunDirError, locked
 from cqd_jax.store.yaml_text import write_yaml
 from cqd_jax.tasks.problem import Problem
 from cqd_jax.terminal.interrupt import interruptible
@@ -168,7 +168,7 @@ def _begin_or_open(path: Path, settings: dict[str, Any]) -> RunFiles:
   if not path.exists():
     return make_run_dir(path, SCRIPT, settings, write_yaml(settings))
   files = open_run(path)
-  facts = read_json(files.facts)
+  facts = files.read_facts()
   if facts["kind"] != SCRIPT:
     raise RunDirError(f"{path}: is an {facts['kind']}; go on with it by: cqd resume {path}")
   if changed := [name for name, value in settings.items() if facts["settings"].get(name) != value]:

@@ -23,12 +23,12 @@ from cqd_jax.run.artifacts import write_models
 from cqd_jax.run.basis_table import describe_basis
 from cqd_jax.run.compare import Offer, Row, offers_of, plain_offers, score_on_test
 from cqd_jax.run.context import Method, RunContext
-from cqd_jax.run.files import RunFiles
+from cqd_jax.run.files import RunFiles, again
 from cqd_jax.run.loop import Loop, Searched
 from cqd_jax.run.read_run import read_record
 from cqd_jax.run.table import make_table, rows_as_markdown
 from cqd_jax.store.checkpoints import Checkpoints
-from cqd_jax.store.run_dir import RunDirError, is_disk_full, read_json, write_json, write_text
+from cqd_jax.store.run_dir import RunDirError, is_disk_full, write_json, write_text
 from cqd_jax.tasks.problem import Sample, Split
 from cqd_jax.terminal.interrupt import Stopped
 
@@ -136,14 +136,14 @@ def read_result(files: RunFiles) -> Result:
   Raises:
     RunDirError: naming the file that is damaged.
   """
-  content = read_json(files.scores)
+  content = files.read_scores()
   try:
     rows = [
       Row(**{**row, "solved": {int(size): share for size, share in row["solved"].items()}}) for row in content["test"]
     ]
-    return Result(files.path, rows, content["throughput"], content["seconds"])
-  except (KeyError, TypeError, AttributeError) as error:
-    raise RunDirError(f"{files.scores}: damaged; delete it and make it again with: cqd resume {files.path}") from error
+  except (TypeError, ValueError) as error:
+    raise RunDirError(f"{files.scores}: damaged, 'test': {error}; {again(files)}") from error
+  return Result(files.path, rows, content["throughput"], content["seconds"])
 
 
 def _finish(
@@ -158,7 +158,7 @@ def _finish(
   files, names = context.files, context.task_names
   samples = _samples(context, best)
   throughput |= _throughput_of_problem(context)
-  seconds = read_json(files.facts)["seconds"]
+  seconds = files.read_facts()["seconds"]
   write_text(files.path / "table.md", rows_as_markdown(rows, names, context.swarm_sizes))
   for method in methods:
     with Checkpoints(files.path / "checkpoints" / method.slug) as checkpoints:

@@ -23,6 +23,7 @@ from cqd_jax.run.folders import Folders, core_experts, dense_experts, load_base,
 from cqd_jax.run.miniature import load_or_train, stack_task_vectors
 from cqd_jax.sandbox.on_demand import SandboxOnDemand
 from cqd_jax.search.methods import unbound
+from cqd_jax.store.checksums import verify
 from cqd_jax.store.history import History
 from cqd_jax.tasks.episode import Episode
 from cqd_jax.tasks.task import Split, Task
@@ -196,6 +197,8 @@ def _trained(
       if not place.is_dir():
         about = {"kind": "base"} if name == "base" else {"kind": "expert", "task": name, "identity": names.index(name)}
         writer.whole(place, base if name == "base" else experts[name], about)
+  for place in places.values():
+    verify(place)
   base = load_pretrained(places["base"]).params
   experts = stack_task_vectors(base, {name: load_pretrained(places[name]).params for name in names})
   mesh = mesh_of(settings.mesh)

@@ -107,6 +107,25 @@ class Checkpoints:
     restored = [_from_data(leaf, data[name]) for name, leaf in zip(named, leaves, strict=True)]
     return cast(State, jax.tree.unflatten(structure, restored))
 
+  def verify(self, step: int) -> None:
+    """Reads a checkpoint and compares its checksums, whatever it is of.
+
+    Raises:
+      DamagedCheckpoint: if it cannot be read, or its checksums do not agree.
+    """
+    path = self._folder / str(step)
+    try:
+      with _without_log(), ocp.StandardCheckpointer() as reader:
+        data = reader.restore(path / "default")
+      written = data.pop(FINGERPRINT)
+      read = fingerprint({name: jnp.asarray(leaf) for name, leaf in data.items()})
+    except (MemoryError, PermissionError, InterruptedError):
+      raise
+    except Exception as error:  # as in `load`
+      raise DamagedCheckpoint(f"{path}: is damaged ({_first_line(error)})") from error
+    if not np.array_equal(written, read):
+      raise DamagedCheckpoint(f"{path}: damaged, its checksums do not agree")
+
   def load_newest(self, like: State, *, at_most: int | None = None) -> tuple[int, State] | None:
     """The newest checkpoint that is whole, as (step, state); None if there is none.
 

@@ -17,11 +17,14 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import shutil
 import sqlite3
+import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,8 +34,9 @@ import numpy as np
 from cqd_jax.archive.cells import Cells, cells_from_json, cells_to_json
 from cqd_jax.store.individuals import Individuals
 
-FORMAT = 2
-BUSY_SECONDS = 60.0
+FORMAT = 3
+BUSY_SECONDS = 10.0
+"""For so long a writer waits for readers in silence; then it says who they are, and goes on waiting."""
 
 
 class HistoryError(ValueError):
@@ -73,7 +77,8 @@ class History:
 
   Args:
     path: made if need be, when `task_names` are given.
-    task_names: K names; None opens what is there, to read.
+    task_names: K names; None opens what is there, to read: nothing is written, and no writer is kept waiting, since
+      what is read is a copy of this moment.
 
   Raises:
     HistoryError: naming the file, if it is missing, damaged, of another format, or of other tasks.
@@ -84,8 +89,9 @@ class History:
       raise HistoryError(f"{path}: no such history")
     self._path = path
     try:
-      self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
-      self._connection.execute("PRAGMA synchronous = FULL")
+      self._connection = _open_to_read(path) if task_names is None else sqlite3.connect(path, timeout=BUSY_SECONDS)
+      if task_names is not None:
+        self._connection.execute("PRAGMA synchronous = FULL")
       if task_names is not None and not self._has_tables():
         self._create(task_names)
       self.task_names = self._check(task_names)
@@ -115,9 +121,12 @@ class History:
   def describe(self, method: str, *, cells: Cells) -> None:
     """Keeps how the archives of a method are cut into cells."""
     text = json.dumps(cells_to_json(cells))
-    with self._writing():
+
+    def write() -> None:
       self._begin(method)
       self._connection.execute("UPDATE methods SET cells = ? WHERE name = ?", (text, method))
+
+    self._write(write)
 
   def cells(self, method: str) -> Cells | None:
     """What `describe` kept; None if the method has no archives."""
@@ -154,28 +163,28 @@ class History:
     elif batch.number > there:
       raise ValueError(f"batch: expected number {there} next, got {batch.number}")
     marks = ", ".join("?" * len(rows[0]))
-    with self._writing():
+    figures = json.dumps(_plain(dict(batch.metrics), "metrics"))
+
+    def write() -> None:
       self._begin(method)
       for table in ("individuals", "batches"):
         self._connection.execute(f"DELETE FROM {table} WHERE method = ? AND batch >= ?", (method, batch.number))
       self._connection.executemany(f"INSERT INTO individuals VALUES ({marks})", rows)
       self._connection.execute(
-        "INSERT INTO batches VALUES (?, ?, ?, ?, ?)",
-        (method, batch.number, json.dumps(_plain(dict(batch.metrics), "metrics")), batch.seconds, time.time()),
+        "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)",
+        (method, batch.number, figures, batch.seconds, time.time(), len(rows)),
       )
 
-  @contextlib.contextmanager
-  def snapshot(self) -> Iterator[None]:
-    """What is read in the block is of one moment, though another process writes."""
-    self._connection.execute("BEGIN")
-    try:
-      yield
-    finally:
-      self._connection.rollback()
+    self._write(write)
 
   def individuals(self, method: str) -> Individuals:
-    """All individuals of a method, in the order of identity."""
+    """All individuals of a method, in the order of identity.
+
+    Raises:
+      HistoryError: naming the individual that is missing, or whose row cannot be what was written.
+    """
     rows = self._individual_rows(method)
+    self._check_rows(method, rows)
     num_tasks = len(self.task_names)
     columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * (9 + 2 * num_tasks)
     _, _, batch, archive, first, second, notes, mutation, seconds = columns[:9]
@@ -202,8 +211,11 @@ class History:
     ).fetchall()
     if not rows:
       return {}
-    figures = [json.loads(text) for text, _ in rows]
-    named = {name: np.array([entry[name] for entry in figures], float) for name in figures[0]}
+    try:
+      figures = [json.loads(text) for text, _ in rows]
+      named = {name: np.array([entry[name] for entry in figures], float) for name in figures[0]}
+    except (ValueError, TypeError, KeyError) as error:
+      raise HistoryError(f"{self._path}: damaged, the figures of {method!r} cannot be read ({error})") from error
     return {**named, "seconds": np.array([seconds for _, seconds in rows])}
 
   def recall(self, split: str, problem: str, names: Sequence[str]) -> dict[str, tuple[np.ndarray, float]]:
@@ -231,20 +243,35 @@ class History:
       (split, problem, name, zlib.compress(np.asarray(own, np.float32).tobytes(), 1), json.dumps(own.shape), seconds)
       for name, own in values.items()
     ]
-    with self._writing():
-      self._connection.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)", rows)
+    self._write(
+      lambda: self._connection.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)", rows)
+    )
 
   def _begin(self, method: str) -> None:
     self._connection.execute("INSERT OR IGNORE INTO methods (name) VALUES (?)", (method,))
 
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    """One transaction; what the file itself is not to blame for is reported with its name."""
-    try:
-      with self._connection:
-        yield
-    except sqlite3.OperationalError as error:
-      raise HistoryError(f"{self._path}: could not be written ({error})") from error
+  def _write(self, write: Callable[[], object]) -> None:
+    """One transaction. While another program reads, it waits, and says for whom.
+
+    Raises:
+      HistoryError: what the file itself is not to blame for, with its name.
+    """
+    waiting = False
+    while True:
+      try:
+        with self._connection:
+          self._connection.execute("BEGIN IMMEDIATE")
+          write()
+        return
+      except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+          raise HistoryError(f"{self._path}: could not be written ({error})") from error
+      if not waiting:
+        warnings.warn(
+          f"{self._path}: {_readers(self._path)} holds it open; the run goes on as soon as that ends",
+          stacklevel=2,
+        )
+      waiting = True
 
   def _has_tables(self) -> bool:
     return bool(self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
@@ -261,7 +288,7 @@ class History:
         f"seconds REAL NOT NULL{scores}{taken}, PRIMARY KEY (method, identity))",
         "CREATE INDEX individuals_of_batch ON individuals (method, batch)",
         "CREATE TABLE batches (method TEXT NOT NULL, batch INTEGER NOT NULL, metrics TEXT NOT NULL, "
-        "seconds REAL NOT NULL, written_at REAL NOT NULL, PRIMARY KEY (method, batch))",
+        "seconds REAL NOT NULL, written_at REAL NOT NULL, individuals INTEGER NOT NULL, PRIMARY KEY (method, batch))",
         "CREATE TABLE evaluations (split TEXT NOT NULL, problem TEXT NOT NULL, individual TEXT NOT NULL, "
         "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (split, problem, individual))",
         "CREATE TABLE tasks (number INTEGER PRIMARY KEY, name TEXT NOT NULL)",
@@ -300,6 +327,31 @@ class History:
       for p in range(size)
     ]
 
+  def _check_rows(self, method: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Raises unless rows are those of whole batches, each individual younger than its parents."""
+    counts = self._connection.execute(
+      "SELECT batch, individuals, metrics, seconds FROM batches WHERE method = ? ORDER BY batch", (method,)
+    ).fetchall()
+    expected = [number for number, count, *_ in counts if type(count) is int for _ in range(count)]
+    where = f"{self._path}: damaged, {method!r}"
+    if [number for number, *_ in counts] != list(range(len(counts))):
+      raise HistoryError(f"{where}: a batch is missing")
+    if [row[1] for row in rows] != list(range(len(expected))):
+      there = {row[1] for row in rows}
+      lost = next((one for one in range(len(expected)) if one not in there), len(expected))
+      raise HistoryError(f"{where}: individual {lost} is missing, or one too many")
+    num_tasks = len(self.task_names)
+    for row, batch in zip(rows, expected, strict=True):
+      if problem := _problem_of(row, batch, num_tasks):
+        raise HistoryError(f"{where}: individual {row[1]}: {problem}")
+    for number, _, metrics, seconds in counts:
+      try:
+        sound = isinstance(json.loads(metrics), dict) and isinstance(seconds, float)
+      except (TypeError, ValueError):
+        sound = False
+      if not sound:
+        raise HistoryError(f"{where}: the figures of batch {number} cannot be read")
+
   def _individual_rows(self, method: str, batch: int | None = None) -> list[tuple[Any, ...]]:
     where, arguments = ("AND batch = ?", (method, batch)) if batch is not None else ("", (method,))
     return self._connection.execute(
@@ -310,6 +362,71 @@ class History:
   def _deterministic(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Rows without the seconds."""
     return [row[:8] + row[9:] for row in rows]
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+  """A copy in memory of what a file holds now; the file is only read.
+
+  What a killed program left half written is undone in a copy on disk: that needs a writer.
+  """
+  copy = sqlite3.connect(":memory:")
+  try:
+    with contextlib.closing(_read_only(path)) as source:
+      source.backup(copy)
+    return copy
+  except sqlite3.OperationalError:
+    if not Path(f"{path}-journal").is_file():
+      raise
+  with tempfile.TemporaryDirectory(prefix="cqd-history-") as folder:
+    own = Path(folder, path.name)
+    for name in (path, Path(f"{path}-journal")):
+      with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(name, own.with_name(name.name))
+    with contextlib.closing(sqlite3.connect(own)) as source:
+      source.backup(copy)
+  return copy
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+  return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+
+
+def _readers(path: Path) -> str:
+  """The processes that hold locks on a file, as Linux lists them."""
+  found = []
+  try:
+    inode = path.stat().st_ino
+    for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+      words = line.split()
+      if len(words) > 5 and words[5].endswith(f":{inode}") and int(words[4]) not in (os.getpid(), -1):
+        name = Path("/proc", words[4], "comm").read_text(encoding="utf-8").strip()
+        found.append(f"process {words[4]} ({name})")
+  except (OSError, ValueError):
+    pass
+  return " and ".join(dict.fromkeys(found)) or "another program"
+
+
+def _problem_of(row: tuple[Any, ...], batch: int, num_tasks: int) -> str:
+  """What about the row of an individual cannot be; "" where all can."""
+  _, identity, own_batch, archive, first, second, notes, mutation, seconds = row[:9]
+  scores, taken = row[9 : 9 + num_tasks], row[9 + num_tasks :]
+  if own_batch != batch:
+    return f"is of batch {own_batch}, expected {batch}"
+  if archive is not None and (type(archive) is not int or not 0 <= archive < num_tasks):
+    return f"archive {archive!r}"
+  for parent in (first, second):
+    if parent is not None and (type(parent) is not int or not 0 <= parent < identity):
+      return f"has parent {parent!r}, which is no older individual"
+  if not all(score is None or (type(score) is float and math.isfinite(score)) for score in scores):
+    return f"has scores {scores}"
+  if not all(took in (0, 1) for took in taken):
+    return f"was taken {taken}"
+  if type(mutation) is not str or type(seconds) is not float:
+    return "its mutation or its seconds cannot be read"
+  try:
+    return "" if isinstance(json.loads(notes), dict) else "its note is no mapping"
+  except (TypeError, ValueError):
+    return "its note cannot be read"
 
 
 def _quoted(name: str) -> str:

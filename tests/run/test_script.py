@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
-from loop_cases import BASE, CHANGES, Plain, PowerCut, traced
-from rich.console import Console
+from loop_cases import BASE, Plain, PowerCut
+from script_cases import EXPERTS, QUIET, call
 
 from cqd_jax.config.settings import OutputSettings
-from cqd_jax.run import Method, run
+from cqd_jax.run import Method
 from cqd_jax.run.commands import plot, report
 from cqd_jax.run.experiment import resume_experiment
 from cqd_jax.search import Info
@@ -19,21 +19,6 @@ from cqd_jax.store.params import load_params
 from cqd_jax.tasks.problem import Sample
 
 pytestmark = pytest.mark.usefixtures("qdax_ranks")
-QUIET = Console(quiet=True)
-EXPERTS = [jax.tree.map(lambda base, change, k=k: base + change[k], BASE, CHANGES) for k in (0, 1)]
-
-
-def call(run_dir, problem=None, **changes):
-  arguments = {
-    "base": BASE,
-    "experts": EXPERTS,
-    "methods": ["cycleqd", {"use": "random_search", "name": "random"}],
-    "budget": 10,
-    "seed": 0,
-    "console": QUIET,
-    "swarm_sizes": (2,),
-  }
-  return run(problem=problem or traced(), run_dir=run_dir, **{**arguments, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The history: whole batches, each child once, read back as written; a damaged or foreign file is refused by name."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -281,34 +283,119 @@ def test_an_evaluation_made_again_is_the_last_one(tmp_path):
   assert (own.tolist(), seconds) == ([[2, 2]] * 3, 2.0)
 
 
-def test_another_program_that_holds_the_file_is_told_by_its_name(tmp_path, monkeypatch):
+HOLDER = """
+import sqlite3, sys, time
+other = sqlite3.connect(sys.argv[1], isolation_level=None)
+cursor = other.execute(sys.argv[2])
+cursor.fetchone()
+print("holds", flush=True)
+sys.stdin.read()
+"""
+READS = {
+  "a cursor not read to its end": "SELECT * FROM individuals",
+  "a transaction that reads": "BEGIN; SELECT count(*) FROM batches",
+  "a transaction that writes": "BEGIN IMMEDIATE",
+}
+
+
+@contextlib.contextmanager
+def held(path, statement):
+  """Another process holds the file, until told to end."""
+  program = HOLDER.replace("other.execute(sys.argv[2])", "[other.execute(each) for each in sys.argv[2].split(';')][-1]")
+  command = [sys.executable, "-c", program, str(path), statement]
+  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    assert process.stdout.readline() == "holds\n"
+    yield process
+    process.stdin.close()
+
+
+@pytest.mark.parametrize("how", READS)
+def test_a_run_waits_for_who_holds_the_file_and_says_who_it_is(tmp_path, monkeypatch, how):
+  monkeypatch.setattr("cqd_jax.store.history.BUSY_SECONDS", 0.1)
+  path = tmp_path / "h.sqlite"
+  fill(path, range(200))
+  with History(path, NAMES) as history, held(path, READS[how]) as process:
+    threading.Timer(1.0, process.stdin.close).start()
+    said = rf"h\.sqlite: process {process.pid} \(.*\) holds it open" if sys.platform == "linux" else "holds it open"
+    with pytest.warns(UserWarning, match=said):
+      history.add(METHOD, batch_of(200))
+    history.remember("test", "p=1", {"a": np.zeros((3, 1), np.float32)}, 1.0)
+  with History(path) as reader:
+    assert reader.num_batches(METHOD) == 201
+
+
+def test_who_cannot_open_it_in_time_says_why(tmp_path, monkeypatch):
   monkeypatch.setattr("cqd_jax.store.history.BUSY_SECONDS", 0.1)
   fill(tmp_path / "h.sqlite", range(2))
-  other = sqlite3.connect(tmp_path / "h.sqlite")
-  with History(tmp_path / "h.sqlite", NAMES) as history:
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(HistoryError, match=r"h\.sqlite: could not be .*database is locked"):
-      History(tmp_path / "h.sqlite", NAMES)
-    other.rollback()
-    other.execute("BEGIN IMMEDIATE")
-    locked = r"h\.sqlite: could not be written \(database is locked\)"
-    with pytest.raises(HistoryError, match=locked):
-      history.add(METHOD, batch_of(2))
-    with pytest.raises(HistoryError, match=locked):
-      history.remember("test", "p=1", {"a": np.zeros((3, 1), np.float32)}, 1.0)
-    with pytest.raises(HistoryError, match=locked):
-      history.describe(METHOD, cells=Grid([0] * 3, [1] * 3, (2, 2, 2)))
-    other.rollback()
-    history.add(METHOD, batch_of(2))
-    assert history.recall("test", "p=1", ["a"]) == {}
-  other.close()
+  with (
+    held(tmp_path / "h.sqlite", "BEGIN EXCLUSIVE"),
+    pytest.raises(HistoryError, match=r"h\.sqlite: could not be .*database is locked"),
+  ):
+    History(tmp_path / "h.sqlite", NAMES)
 
 
-def test_a_snapshot_is_of_one_moment(tmp_path):
+def test_a_reader_sees_one_moment_and_keeps_no_one_waiting(tmp_path, monkeypatch):
+  monkeypatch.setattr("cqd_jax.store.history.BUSY_SECONDS", 0.1)
   fill(tmp_path / "h.sqlite", range(3))
-  with History(tmp_path / "h.sqlite") as reader, reader.snapshot():
+  before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+  with History(tmp_path / "h.sqlite") as reader:
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    with History(tmp_path / "h.sqlite", NAMES) as history:
+      history.add(METHOD, batch_of(3))
     assert len(reader.individuals(METHOD)) == 3 + 2 * 4
     assert len(reader.metrics(METHOD)["seconds"]) == 2
+
+
+def test_what_a_killed_writer_left_is_read_without_changing_it(tmp_path):
+  path = tmp_path / "h.sqlite"
+  fill(path, range(60))
+  program = (
+    "import os, sqlite3, sys\n"
+    "other = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    "other.execute('PRAGMA cache_size = 1')\n"
+    "other.execute('BEGIN IMMEDIATE')\n"
+    "other.execute('UPDATE individuals SET mutation = mutation || hex(randomblob(5000))')\n"
+    "os._exit(0)\n"
+  )
+  subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+  left = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+  assert "h.sqlite-journal" in left
+  with History(path) as reader:
+    assert len(reader.individuals(METHOD)) == 3 + 59 * 4
+  assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == left
+  with History(path, NAMES) as history:  # a writer mends it
+    assert len(history.individuals(METHOD)) == 3 + 59 * 4
+  assert not path.with_name("h.sqlite-journal").exists()
+
+
+DAMAGES = {
+  "DELETE FROM individuals WHERE identity = 5": "individual 5 is missing",
+  "DELETE FROM individuals WHERE identity = (SELECT max(identity) FROM individuals)": "individual 14 is missing",
+  "DELETE FROM batches WHERE batch = 1": "a batch is missing",
+  "UPDATE individuals SET parent_1 = 99 WHERE identity = 4": "individual 4: has parent 99, which is no older",
+  "UPDATE individuals SET parent_2 = 4 WHERE identity = 4": "individual 4: has parent 4, which is no older",
+  "UPDATE individuals SET parent_1 = 'x' WHERE identity = 4": "individual 4: has parent 'x'",
+  "UPDATE individuals SET score_coding = 'high' WHERE identity = 6": "individual 6: has scores",
+  "UPDATE individuals SET score_coding = 9e999 WHERE identity = 6": "individual 6: has scores",
+  "UPDATE individuals SET took_coding = 7 WHERE identity = 6": "individual 6: was taken",
+  "UPDATE individuals SET archive = 3 WHERE identity = 6": "individual 6: archive 3",
+  "UPDATE individuals SET note = '[' WHERE identity = 6": "individual 6: its note cannot be read",
+  "UPDATE individuals SET note = '1' WHERE identity = 6": "individual 6: its note is no mapping",
+  "UPDATE individuals SET batch = 1 WHERE identity = 8": "individual 8: is of batch 1, expected 2",
+  "UPDATE batches SET metrics = '{' WHERE batch = 2": "the figures of batch 2 cannot be read",
+  "UPDATE batches SET individuals = 'x' WHERE batch = 2": "individual 11 is missing, or one too many",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_rows_that_cannot_be_are_named(tmp_path, damage):
+  fill(tmp_path / "h.sqlite", range(4))
+  other = sqlite3.connect(tmp_path / "h.sqlite")
+  other.execute(damage)
+  other.commit()
+  other.close()
+  with History(tmp_path / "h.sqlite") as history, pytest.raises(HistoryError, match=rf"h\.sqlite: .*{DAMAGES[damage]}"):
+    history.individuals(METHOD)
 
 
 def test_an_empty_history_has_no_one_and_no_figures(tmp_path):
@@ -336,18 +423,19 @@ def test_a_missing_damaged_or_foreign_file_is_refused_by_name(tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(HistoryError, match=f"{name}: "):
       History(tmp_path / name, NAMES)
-  for version in (0, 1, 3):
+  for version in (0, 1, 2):
     path = tmp_path / f"other-{version}.sqlite"
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE t (x)")
     other.execute(f"PRAGMA user_version = {version}")
     other.close()
-    with pytest.raises(HistoryError, match=f"expected a history of format 2, got {version}"):
+    with pytest.raises(HistoryError, match=f"expected a history of format 3, got {version}"):
       History(path, NAMES)
 
 
 WRITER = """
 import sys
+import threading
 sys.path.insert(0, {tests!r})
 import pathlib
 import numpy as np
