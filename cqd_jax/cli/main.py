@@ -201,6 +201,11 @@ def _make_parser() -> argparse.ArgumentParser:
   export.add_argument(
     "--drop-vectors", action="store_true", help="peft: leave out changed norms and biases, which vLLM does not take"
   )
+  export.add_argument(
+    "--drop-embeddings",
+    action="store_true",
+    help="peft: leave out changes of embedding and head, which vLLM does not take of every architecture",
+  )
   add("check", _check, "read every file of a run, and say what is damaged and how it is made again", CHECK)
   report = add("report", _report, "write the page that shows a run, finished or not", REPORT)
   report.add_argument("--out", type=Path, help="file to write (default: RUN_DIR/report.html)")
@@ -240,7 +245,8 @@ Nothing is loaded whole: matrices are read one by one, and adapters are never mu
 EXPORT = """\
 OUT gets one folder per model, swarm.json that maps each to its scores and cells, and a README.md with the commands that
 serve them. An adapter is exact unless --rank is smaller than needed; the error is then reported. Adapters with changed
-norms or biases are for peft; vLLM, and cqd itself, take those without (--drop-vectors).
+norms or biases are for peft; vLLM, and cqd itself, take those without (--drop-vectors). Of some architectures, as
+Qwen, vLLM takes no adapter of embedding or head (--drop-embeddings); the README says so where it matters.
 
   cqd export runs/skills-seed-0 merged                                      the best of each archive, and the aggregate
   cqd export runs/skills-seed-0 swarm --format peft --elites all            a whole swarm for one server
@@ -383,7 +389,12 @@ def _export(arguments: argparse.Namespace) -> None:
   from cqd_jax.run.swarm import ExportSettings, export
 
   settings = ExportSettings(
-    arguments.format, arguments.elites, arguments.rank, arguments.dtype, keep_vectors=not arguments.drop_vectors
+    arguments.format,
+    arguments.elites,
+    arguments.rank,
+    arguments.dtype,
+    keep_vectors=not arguments.drop_vectors,
+    keep_embeddings=not arguments.drop_embeddings,
   )
   export(arguments.run_dir, arguments.out, settings, make_console())
 

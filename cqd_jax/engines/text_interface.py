@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cqd_jax.hub.load import ModelFolder
-from cqd_jax.hub.save import TOKENIZER_FILES
+from cqd_jax.hub.save import tokenizer_paths
 from cqd_jax.models import DecoderConfig
 from cqd_jax.tasks.episode import Message
 from cqd_jax.tasks.skills.tokenizer import tokenizer_files
@@ -44,9 +44,7 @@ class TextInterface:
   def fingerprint(self) -> str:
     """Names what an answer depends on beside weights and question."""
     if isinstance(self.tokenizer, Path):
-      files = {
-        file.name: file.read_bytes() for file in sorted(self.tokenizer.glob("*")) if file.name in TOKENIZER_FILES
-      }
+      files = {str(path): (self.tokenizer / path).read_bytes() for path in tokenizer_paths(self.tokenizer)}
     else:
       files = {name: text.encode() for name, text in self.tokenizer.items()}
     digest = hashlib.sha256(json.dumps([str(self.config), self.end_ids, self.pad_id]).encode())

@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from cqd_jax.hub.load import ModelFolder, check_tied_head, load_tokenizer, open_pretrained
+from cqd_jax.hub.load import (
+  ModelFolder,
+  check_tied_head,
+  load_tokenizer,
+  open_pretrained,
+  refuse_adapter_beside_model,
+)
 from cqd_jax.hub.load_adapter import AdapterFolder, is_adapter, open_adapter
 from cqd_jax.hub.tensor_files import DamagedWeights, Reader, same_values
 from cqd_jax.low_rank import LowRank
@@ -111,6 +117,7 @@ def open_expert(folder: Path, base: ModelFolder) -> Expert:
   """
   if not folder.is_dir():
     raise ValueError(f"{folder}: no such expert folder")
+  refuse_adapter_beside_model(folder)
   if is_adapter(folder):
     adapter = open_adapter(folder, base.placements, tied=base.config.tie_embeddings)
     _check_copies(adapter, base)

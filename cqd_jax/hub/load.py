@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from cqd_jax.genotypes.placement import param_shardings
+from cqd_jax.hub.load_adapter import ADAPTER_CONFIG
 from cqd_jax.hub.save import save_pretrained
 from cqd_jax.hub.tensor_files import (
   DamagedWeights,
@@ -35,6 +36,7 @@ from cqd_jax.types import Params
 __all__ = ["ModelFolder", "Pretrained", "load_pretrained", "open_pretrained", "save_pretrained"]
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+EMBEDDING_NAME, HEAD_NAME = "model.embed_tokens.weight", "lm_head.weight"
 
 NOT_WEIGHTS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 """Endings of tensors that older versions wrote beside the weights; they follow from the config."""
@@ -214,17 +216,34 @@ def open_pretrained(folder: str | os.PathLike[str]) -> ModelFolder:
     UnsupportedModel: naming the architecture or the feature.
     DamagedWeights: naming the file that is missing, damaged or a pickle; the tensor that is missing, has another shape,
       or is one too many.
-    ValueError: naming the folder, if it is no model folder, or the setting that cannot be.
+    ValueError: naming the folder, if it is no model folder or an adapter lies beside the model, or the setting that
+      cannot be.
   """
   path = Path(folder)
   content = read_config(path)
   config = decoder_config(content, str(path / CONFIG))
+  refuse_adapter_beside_model(path)
   tensors = find_tensors(path)
+  if config.tie_embeddings and EMBEDDING_NAME not in tensors and HEAD_NAME in tensors:
+    tensors[EMBEDDING_NAME] = tensors.pop(HEAD_NAME)  # either name of a pair will do
   check_tensors(config, tensors, path)
   generation = read_json(path / GENERATION_CONFIG) if (path / GENERATION_CONFIG).is_file() else {}
   if not isinstance(generation, dict):
     raise ValueError(f"{path / GENERATION_CONFIG}: expected settings by name, got {type(generation).__name__}")
   return ModelFolder(path, config, content, generation, tensors)
+
+
+def refuse_adapter_beside_model(folder: Path) -> None:
+  """Raises ValueError where a folder holds both a whole model and an adapter: nobody knows which is meant."""
+  weights = sorted(
+    path.name for pattern in ("model*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)
+  )
+  if weights and (folder / ADAPTER_CONFIG).is_file():
+    adapter = [ADAPTER_CONFIG, *sorted(path.name for path in folder.glob("adapter_model*"))]
+    raise ValueError(
+      f"{folder}: holds a whole model ({weights[0]}) and an adapter ({', '.join(adapter)}); move the one that is not "
+      "meant to another folder"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -264,7 +283,7 @@ def check_tensors(config: DecoderConfig, tensors: Mapping[str, Tensor], folder: 
       raise DamagedWeights(
         f"{tensors[name].file}: {name!r} has shape {tensors[name].shape}, and by {CONFIG} it has {shape}"
       )
-  known = {*wanted, "lm_head.weight"} if config.tie_embeddings else wanted.keys()
+  known = {*wanted, HEAD_NAME} if config.tie_embeddings else wanted.keys()
   extra = [name for name in tensors if name not in known and not name.endswith(NOT_WEIGHTS)]
   if extra:
     more = f" and {len(extra) - 1} more" if extra[1:] else ""
@@ -292,10 +311,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 def check_tied_head(opened: ModelFolder, reader: Reader) -> None:
   """Raises `DamagedWeights` if a tied model comes with a head of its own that is not the embedding."""
-  head = opened.tensors.get("lm_head.weight")
+  head = opened.tensors.get(HEAD_NAME)
   if head is None or not opened.config.tie_embeddings:
     return
-  if not same_values(reader, head, opened.tensors["model.embed_tokens.weight"]):
+  if not same_values(reader, head, opened.tensors[EMBEDDING_NAME]):
     raise DamagedWeights(
       f"{head.file}: {head.name!r} is not the embedding, though {CONFIG} has tie_word_embeddings=true; set it to false "
       "to keep both"

@@ -24,16 +24,19 @@ from cqd_jax.trees import leaf_path
 from cqd_jax.types import Params
 
 TOKENIZER_FILES = (
-  "tokenizer.json",
-  "tokenizer_config.json",
+  "tokenizer*",
   "special_tokens_map.json",
   "added_tokens.json",
-  "vocab.json",
-  "merges.txt",
-  "tokenizer.model",
-  "chat_template.jinja",
-  "chat_template.json",
+  "vocab*",
+  "merges*",
+  "*.model",
+  "*.tiktoken",
+  "tekken.json",
+  "normalizer.json",
+  "chat_template*",
+  "additional_chat_templates/*.jinja",
 )
+"""Patterns of the files that a tokenizer of transformers may consist of."""
 
 ABOUT = "model.json"
 
@@ -107,6 +110,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def tokenizer_paths(folder: Path) -> list[Path]:
+  """The files of a folder's tokenizer, relative to it, sorted."""
+  found = {path.relative_to(folder) for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+  return sorted(found)
+
+
 def write_tokenizer(folder: Path, tokenizer: Any) -> None:
   """Writes a tokenizer of transformers into a folder, or copies the files of another folder or of a mapping."""
   if tokenizer is None:
@@ -116,11 +125,12 @@ def write_tokenizer(folder: Path, tokenizer: Any) -> None:
       write_text(folder / name, text)
     return
   if isinstance(tokenizer, str | os.PathLike):
-    there = [Path(tokenizer) / name for name in TOKENIZER_FILES if (Path(tokenizer) / name).is_file()]
+    there = tokenizer_paths(Path(tokenizer))
     if not there:
       raise ValueError(f"tokenizer: {tokenizer} holds no tokenizer files")
-    for file in there:
-      shutil.copyfile(file, folder / file.name)
+    for path in there:
+      (folder / path).parent.mkdir(exist_ok=True)
+      shutil.copyfile(Path(tokenizer) / path, folder / path)
   elif hasattr(tokenizer, "save_pretrained"):
     tokenizer.save_pretrained(str(folder))
   else:

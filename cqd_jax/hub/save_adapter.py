@@ -30,13 +30,19 @@ class Written(NamedTuple):
     rank: of every module.
     relative_error: what is left out, over the norm of the whole task vector; 0 where nothing is.
     vectors: whether it holds norms or biases, which vLLM does not take.
-    left_out: leaves of vectors that are left out.
+    left_out: leaves that are left out.
+    embeddings: whether it changes the embedding or the head, which vLLM does not take of every architecture.
   """
 
   rank: int
   relative_error: float
   vectors: bool
   left_out: tuple[str, ...]
+  embeddings: bool
+
+
+EMBEDDINGS = (("embed", "embedding"), ("head", "kernel"))
+"""Paths of the leaves that turn tokens into states and states into tokens."""
 
 
 class _Svd(NamedTuple):
@@ -63,6 +69,7 @@ def save_adapter(
   rank: int | None = None,
   dtype: jax.typing.DTypeLike = jnp.float32,
   keep_vectors: bool = True,
+  keep_embeddings: bool = True,
   card: str = "",
 ) -> Written:
   """Writes one individual of a core space as a LoRA adapter of its base; it appears whole or not at all.
@@ -79,6 +86,7 @@ def save_adapter(
     dtype: of the factors: float32, bfloat16 or float16.
     keep_vectors: whether changed norms (modules_to_save) and biases (bias) are written too. Left out, they count in the
       error; an adapter without them is one that vLLM takes.
+    keep_embeddings: likewise for changes of the embedding and the head.
     card: content of `README.md`.
 
   Returns:
@@ -91,17 +99,21 @@ def save_adapter(
   if rank is not None and rank < 1:
     raise ValueError(f"rank: expected at least 1, got {rank}")
   check_dtype(dtype)
-  svds = list(_decompose(basis, genotype, config))
+  every = list(_decompose(basis, genotype, config))
+  svds = [svd for svd in every if keep_embeddings or svd.placement.path not in EMBEDDINGS]
+  dropped = [svd for svd in every if not keep_embeddings and svd.placement.path in EMBEDDINGS and svd.s.any()]
   exact = max((_numerical_rank(svd.s) for svd in svds), default=0)
   chosen = max(1, exact if rank is None else min(rank, max(exact, 1)))
   vectors = _vectors(basis, genotype, config)
   lost = sum(float((svd.s[:, chosen:] ** 2).sum()) for svd in svds) if chosen < exact else 0.0
-  total = sum(float((svd.s**2).sum()) for svd in svds) + sum(float((own**2).sum()) for _, own in vectors)
+  lost += sum(float((svd.s**2).sum()) for svd in dropped)
+  total = sum(float((svd.s**2).sum()) for svd in every) + sum(float((own**2).sum()) for _, own in vectors)
   changed = [(placement, own) for placement, own in vectors if own.any()]
-  left_out: tuple[str, ...] = ()
+  left_out = ["/".join(svd.placement.path) for svd in dropped]
   if not keep_vectors:
     lost += sum(float((own**2).sum()) for _, own in changed)
-    left_out, changed = tuple("/".join(placement.path) for placement, _ in changed), []
+    left_out += ["/".join(placement.path) for placement, _ in changed]
+    changed = []
   tensors: dict[str, np.ndarray] = {}
   targets = set()
   # An adapter must have a module, if only one that changes nothing.
@@ -115,7 +127,8 @@ def save_adapter(
     write_json(unfinished / ADAPTER_CONFIG, _settings(base_name, chosen, targets, changed))
     if card:
       write_text(unfinished / "README.md", card)
-  return Written(chosen, (lost / total) ** 0.5 if total else 0.0, bool(changed), left_out)
+  embeddings = any(svd.placement.path in EMBEDDINGS and svd.s.any() for svd in svds)
+  return Written(chosen, (lost / total) ** 0.5 if total else 0.0, bool(changed), tuple(left_out), embeddings)
 
 
 def _settings(

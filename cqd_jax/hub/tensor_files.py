@@ -7,6 +7,7 @@ way. That is done on blocks that stay in the cache, in the threads that read, wh
 import json
 import math
 import os
+import shlex
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -337,9 +338,21 @@ def _nothing_to_read(folder: Path, stem: str) -> str:
   pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
   if not pickles:
     return f"{folder}: has no {stem}.safetensors, and no {stem}.safetensors.index.json"
+  if len(pickles) == 1:
+    program = (
+      "import torch; from safetensors.torch import save_file; "
+      f"read = torch.load({str(folder / pickles[0])!r}, map_location='cpu', weights_only=True); "
+      "save_file({name: tensor.clone().contiguous() for name, tensor in read.items()}, "
+      f"{str(folder / stem) + '.safetensors'!r}, metadata={{'format': 'pt'}})"
+    )
+  else:
+    into = f"save_pretrained({str(folder) + '-safetensors'!r})"
+    program = (
+      "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+      f"M.from_pretrained({str(folder)!r}, dtype='auto').{into}; T.from_pretrained({str(folder)!r}).{into}"
+    )
   return (
     f"{folder}: its weights are pickle files ({', '.join(pickles[:3])}), which are never loaded, since loading one "
     "executes whatever code it holds. If you trust them, convert them once, where PyTorch is installed: python -c "
-    '"from transformers import AutoModelForCausalLM as M; '
-    f"M.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained({str(folder) + '-safetensors'!r})\""
+    f"{shlex.quote(program)}"
   )

@@ -28,6 +28,13 @@ BASIS = "basis.safetensors"
 """The file of a run directory that keeps its core space."""
 
 
+def name_experts(own: Sequence[str], task_names: Sequence[str]) -> tuple[str, ...]:
+  """The experts' names: those of the tasks where there is one each, else their own, numbered where two are alike."""
+  if len(own) in (0, len(task_names)):
+    return tuple(task_names)
+  return tuple(name if own.count(name) == 1 else f"{name} {index}" for index, name in enumerate(own))
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """A search of a run.

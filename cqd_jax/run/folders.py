@@ -18,7 +18,7 @@ from cqd_jax.genotypes import CoreBasis
 from cqd_jax.hub.experts import Expert, open_expert
 from cqd_jax.hub.load import CONFIG, GENERATION_CONFIG, ModelFolder, load_pretrained, open_pretrained
 from cqd_jax.hub.load_adapter import ADAPTER_CONFIG
-from cqd_jax.hub.save import TOKENIZER_FILES
+from cqd_jax.hub.save import tokenizer_paths
 from cqd_jax.hub.tensor_files import Reader
 from cqd_jax.low_rank import LowRank
 from cqd_jax.terminal.progress import megabytes
@@ -126,7 +126,9 @@ def _bytes_to_compare(folders: Folders) -> int:
 def _fingerprint(folder: Path) -> str:
   """Of what a model is made of, and of samples of its weights: whole, many gigabytes would be read at each start."""
   digest = hashlib.sha256()
-  texts = {CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, *TOKENIZER_FILES}
+  texts = {CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG}
+  for path in tokenizer_paths(folder):
+    digest.update(str(path).encode() + (folder / path).read_bytes())
   for file in sorted(folder.glob("*")):
     if file.name in texts or file.name.endswith(".safetensors.index.json"):
       digest.update(file.name.encode() + file.read_bytes())

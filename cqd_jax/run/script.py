@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cqd_jax.config.settings import ConfigError, OutputSettings, check_name
 from cqd_jax.genotypes.space import Space, dense_space
 from cqd_jax.operators import task_vector
 from cqd_jax.run.artifacts import ParamsWriter
-from cqd_jax.run.context import Method, RunContext
+from cqd_jax.run.context import Method, RunContext, name_experts
 from cqd_jax.run.experiment import show_again
 from cqd_jax.run.files import SCRIPT, RunFiles, begin_session, make_run_dir, open_run
 from cqd_jax.run.methods import as_methods
@@ -106,29 +106,40 @@ def run(
       return show_again(files, title, console)
     if not is_new:
       begin_session(files)
-    with contextlib.ExitStack() as stack:
-      interrupt = stack.enter_context(interruptible(lambda text: console.print(text, highlight=False)))
-      with stage(files, "start"):
-        history = stack.enter_context(History(files.history, problem.task_names))
-      context = RunContext(
-        files=files,
-        console=console,
-        problem=problem,
-        root=root,
-        history=history,
-        interrupt=interrupt,
-        output=output,
-        seed=seed,
-        budget=budget,
-        swarm_sizes=tuple(swarm_sizes),
-        expert_names=names,
-        writer=ParamsWriter(),
-        parents={},
-        unit="score",
-      )
+    with _open_context(
+      files,
+      console,
+      problem,
+      root=root,
+      output=output,
+      seed=seed,
+      budget=budget,
+      swarm_sizes=tuple(swarm_sizes),
+      expert_names=names,
+    ) as context:
       result = run_stages(context, chosen, _facts(settings))
     show(result, files, console, title)
     return result
+
+
+@contextlib.contextmanager
+def _open_context(files: RunFiles, console: Console, problem: Problem, **settings: Any) -> Iterator[RunContext]:
+  """What the stages share; `settings` are further fields of `RunContext`."""
+  with interruptible(lambda text: console.print(text, highlight=False)) as interrupt:
+    with stage(files, "start"):
+      history = History(files.history, problem.task_names)
+    with history:
+      yield RunContext(
+        files=files,
+        console=console,
+        problem=problem,
+        history=history,
+        interrupt=interrupt,
+        writer=ParamsWriter(),
+        parents={},
+        unit="score",
+        **settings,
+      )
 
 
 def _check_experts(problem: Problem, experts: Sequence[Params], given: Sequence[str] | None) -> tuple[str, ...]:
@@ -138,7 +149,7 @@ def _check_experts(problem: Problem, experts: Sequence[Params], given: Sequence[
   tasks = tuple(problem.task_names)
   if not 2 <= len(tasks) <= 8:
     raise ConfigError(f"problem: expected 2 to 8 tasks, one archive each, got {len(tasks)}")
-  usual = tasks if len(experts) == len(tasks) else tuple(str(number) for number in range(1, len(experts) + 1))
+  usual = name_experts([str(number) for number in range(1, len(experts) + 1)], tasks)
   names = tuple(given) if given is not None else usual
   if len(names) != len(experts) or len(set(names)) != len(names):
     raise ConfigError(f"expert_names: expected {len(experts)} names that differ, got {names}")

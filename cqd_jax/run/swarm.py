@@ -42,6 +42,9 @@ MAP = "swarm.json"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 
+VLLM_EMBEDDINGS = ("LlamaForCausalLM", "MistralForCausalLM")
+"""Architectures of which vLLM takes adapters of embedding and head."""
+
 MOST_NAMED = 12
 """Up to so many adapters are named in the command; more are found in the folder by their names."""
 
@@ -56,6 +59,7 @@ class ExportSettings:
     rank: of adapters; None: the smallest that is exact.
     dtype: of the factors of adapters.
     keep_vectors: whether adapters hold changed norms and biases, which vLLM does not take.
+    keep_embeddings: whether adapters change embedding and head, which vLLM does not take of every architecture.
   """
 
   form: str = "hf"
@@ -63,6 +67,7 @@ class ExportSettings:
   rank: int | None = None
   dtype: str = "float32"
   keep_vectors: bool = True
+  keep_embeddings: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +103,7 @@ def export(run_dir: Path, out: Path, settings: ExportSettings, console: Console)
   if out.exists():
     raise RunDirError(f"{out}: already exists; nothing was overwritten")
   if settings.form == "hf" and settings != ExportSettings("hf", settings.elites):
-    raise ValueError("--rank, --dtype and --drop-vectors are of adapters; expected --format peft")
+    raise ValueError("--rank, --dtype, --drop-vectors and --drop-embeddings are of adapters; expected --format peft")
   with locked(run_dir), restored(files, console) as (context, searched):
     assert isinstance(context.writer, HubWriter)
     base = context.writer.base
@@ -110,7 +115,9 @@ def export(run_dir: Path, out: Path, settings: ExportSettings, console: Console)
         entries.append(_write(context, searched.space, unfinished, member, people, settings))
         advance(note=member.name)
       shared = searched.space.share_base
-      write_text(unfinished / "README.md", _readme(base, entries, settings, files, context.task_names, shared=shared))
+      architecture = (context.writer.interface.settings.get("architectures") or [None])[0]
+      readme = _readme(base, entries, settings, files, context.task_names, shared=shared, architecture=architecture)
+      write_text(unfinished / "README.md", readme)
       about = {"run": files.path.name, "base": base, "format": settings.form, "tasks": list(context.task_names)}
       write_json(unfinished / MAP, {**about, **_describe_cells(searched), "members": entries})
   console.print(
@@ -178,6 +185,7 @@ def _write(
     rank=settings.rank,
     dtype=settings.dtype,
     keep_vectors=settings.keep_vectors,
+    keep_embeddings=settings.keep_embeddings,
     card=card,
   )
   return {**entry, **written._asdict()}
@@ -228,6 +236,7 @@ def _readme(
   tasks: Sequence[str],
   *,
   shared: bool,
+  architecture: str | None,
 ) -> str:
   """How to serve what was written."""
   lines = [f"# {len(entries)} models of the run {escape(files.path.name)}", ""]
@@ -242,7 +251,7 @@ def _readme(
       "",
     ]
   else:
-    lines += _serving(base, entries)
+    lines += _serving(base, entries, architecture)
   if rounding:
     scored = "unrounded, as adapters are" if shared else "rounded, as whole models are"
     lines += [
@@ -260,9 +269,10 @@ def _readme(
   return "\n".join([*lines, markdown_table(header, rows)])
 
 
-def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
+def _serving(base: str, entries: Sequence[dict[str, Any]], architecture: str | None) -> list[str]:
   rank = max(entry["rank"] for entry in entries)
-  served = [entry for entry in entries if not entry["vectors"]] or list(entries)
+  embedded = [entry["name"] for entry in entries if entry["embeddings"] and architecture not in VLLM_EMBEDDINGS]
+  served = [entry for entry in entries if not entry["vectors"] and entry["name"] not in embedded] or list(entries)
   refused = [entry["name"] for entry in entries if entry["vectors"]]
   lines = [
     f"Each folder is a PEFT LoRA adapter of {code(base)}, of rank at most {rank}; one server holds the base once and",
@@ -274,6 +284,13 @@ def _serving(base: str, entries: Sequence[dict[str, Any]]) -> list[str]:
       f"{len(refused)} of them ({escape(refused[0])}, ...) hold changed norms or biases, which peft takes and vLLM "
       "refuses:",
       "for vLLM export with `--drop-vectors`; the table then reports what that leaves out.",
+      "",
+    ]
+  if embedded:
+    lines += [
+      f"{len(embedded)} of them ({escape(embedded[0])}, ...) change the embedding or the head, which vLLM refuses of "
+      f"{escape(architecture or 'this architecture')}:",
+      "for vLLM export with `--drop-embeddings`; the table then reports what that leaves out.",
       "",
     ]
   if rank > VLLM_RANKS[-1]:

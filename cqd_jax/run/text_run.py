@@ -17,7 +17,7 @@ from cqd_jax.genotypes.space import Space, core_space, dense, dense_space
 from cqd_jax.hub.load import load_pretrained, open_pretrained
 from cqd_jax.hub.model_card import Parent, parent_of
 from cqd_jax.run.artifacts import HubWriter
-from cqd_jax.run.context import BASIS, RunContext, keep_basis
+from cqd_jax.run.context import BASIS, RunContext, keep_basis, name_experts
 from cqd_jax.run.files import RunFiles
 from cqd_jax.run.folders import Folders, core_experts, dense_experts, load_base, open_folders
 from cqd_jax.run.miniature import load_or_train, stack_task_vectors
@@ -161,10 +161,7 @@ def open_context(
 
 def names_of_experts(settings: ExperimentSettings, task_names: tuple[str, ...]) -> tuple[str, ...]:
   """The experts' names: those of the tasks where there is one each, else those of their folders."""
-  if len(settings.experts) in (0, len(task_names)):
-    return task_names
-  names = [folder.name for folder in settings.experts]
-  return tuple(name if names.count(name) == 1 else f"{name} {index}" for index, name in enumerate(names))
+  return name_experts([folder.name for folder in settings.experts], task_names)
 
 
 def reads_in_core(settings: ExperimentSettings) -> tuple[int | None, bool] | None:

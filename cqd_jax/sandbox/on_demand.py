@@ -4,13 +4,12 @@ import dataclasses
 import json
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 
-from cqd_jax.sandbox.sandbox import Limits, Sandbox, worker_count
+from cqd_jax.sandbox.sandbox import JobRunner, Limits, Sandbox, worker_count
 from cqd_jax.tasks.execution import Harness, Job, Outcome
 
 
-class SandboxOnDemand:
+class SandboxOnDemand(JobRunner):
   """A `Sandbox` that starts with the first jobs; an `Execute` that is a context manager. Threads may share it.
 
   Attributes:
@@ -42,18 +41,6 @@ class SandboxOnDemand:
     self._sandbox: Sandbox | None = None
     self._closed = False
     self._lock = threading.Lock()
-
-  def __enter__(self) -> "SandboxOnDemand":
-    return self
-
-  def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-  ) -> None:
-    self.close()
-
-  def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
-    """As `run`."""
-    return self.run(jobs)
 
   @property
   def isolated(self) -> bool | None:

@@ -1,5 +1,6 @@
 """Executes untrusted answers, shut in by bubblewrap; says so and refuses where nothing isolates."""
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from cqd_jax.sandbox import private_tmp
 from cqd_jax.sandbox import worker as worker_program
@@ -88,7 +89,31 @@ class Limits:
         raise ValueError(f"{field.name}: expected {low} <= {field.name} <= 2**48, got {value}")
 
 
-class Sandbox:
+class JobRunner(abc.ABC):
+  """What executes jobs until it is closed: a context manager and an `Execute`."""
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    self.close()
+
+  def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+    """As `run`."""
+    return self.run(jobs)
+
+  @abc.abstractmethod
+  def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+    """Executes the jobs; returns their outcomes in the same order."""
+
+  @abc.abstractmethod
+  def close(self) -> None:
+    """Ends what was started; it cannot be used after it. A second call does nothing."""
+
+
+class Sandbox(JobRunner):
   """Executes jobs in isolation, several at a time; an `Execute` that is a context manager.
 
   A worker takes many jobs, each in a process of its own with its own namespaces, /tmp and limits: no network, a
@@ -139,18 +164,6 @@ class Sandbox:
     self._remembered, self._remembered_bytes = dict[bytes, Reply](), 0
     self._lock = threading.Lock()
     self._start_workers()
-
-  def __enter__(self) -> "Sandbox":
-    return self
-
-  def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-  ) -> None:
-    self.close()
-
-  def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
-    """As `run`: a `Sandbox` is an `Execute`."""
-    return self.run(jobs)
 
   def run(self, jobs: Sequence[Job]) -> list[Outcome]:
     """Executes the jobs; returns their outcomes in the same order. Threads that call it take turns.

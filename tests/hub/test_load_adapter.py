@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import shlex
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -463,6 +466,19 @@ def test_a_pickled_adapter_is_never_loaded(plain, bases, tmp_path):
   (folder / "adapter_model.bin").unlink()
   with pytest.raises(ValueError, match=rf"{folder}: has no adapter_model\.safetensors"):
     read_update(folder, bases["llama"])
+
+
+def test_the_conversion_of_an_adapter_that_is_advised_works(plain, bases, tmp_path):
+  folder = copy_adapter(plain, tmp_path / "an adapter")
+  expected = read_update(folder, bases["llama"])
+  torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+  (folder / "adapter_model.safetensors").unlink()
+  with pytest.raises(ValueError, match="pickle") as caught:
+    read_update(folder, bases["llama"])
+  program = shlex.split(str(caught.value).partition("installed: ")[2])
+  subprocess.run([sys.executable, *program[1:]], check=True, capture_output=True)
+  found = read_update(folder, bases["llama"])
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 ATTEMPTS = 250

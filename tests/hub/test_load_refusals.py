@@ -5,7 +5,10 @@ import contextlib
 import json
 import pickle
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +18,9 @@ import pytest
 import torch
 from hf_cases import make_model, make_tokenizer, save_model
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save_model as save_without_twins
 
+from cqd_jax.hub.experts import open_expert
 from cqd_jax.hub.load import load_pretrained, open_pretrained
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 12, "vocab_size": 13, "head_dim": 4}
@@ -122,13 +127,60 @@ def test_pickles_are_never_loaded(folder, tmp_path, name):
   assert (tmp_path / "loaded").exists()
 
 
+def follow(message):
+  """Runs the command that a message advises, as a shell would."""
+  program = shlex.split(message.partition("installed: ")[2])
+  assert program[:2] == ["python", "-c"]
+  subprocess.run([sys.executable, *program[1:]], check=True, capture_output=True)
+
+
+def test_the_conversion_of_shards_that_is_advised_works(tmp_path):
+  folder = tmp_path / "it's a model"
+  save_model(make_model("llama_grouped_scaled_tied", **SMALL), folder)
+  make_tokenizer().save_pretrained(folder)
+  expected = load_pretrained(folder)
+  tensors = load_file(folder / "model.safetensors")
+  (folder / "model.safetensors").unlink()
+  names = sorted(tensors)
+  parts = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+  for file, own in parts.items():
+    torch.save({name: tensors[name] for name in own}, folder / file)
+  weight_map = {name: file for file, own in parts.items() for name in own}
+  index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+  (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+  follow(refused(folder, "pickle"))
+  found = load_pretrained(f"{folder}-safetensors")
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+  assert found.tokenizer.get_vocab() == expected.tokenizer.get_vocab()
+
+
+def test_either_name_of_a_tied_pair_will_do(tmp_path):
+  model = make_model("llama_grouped_scaled_tied", **SMALL)
+  save_model(model, tmp_path / "tied")
+  expected = load_pretrained(tmp_path / "tied")
+  file = tmp_path / "tied" / "model.safetensors"
+  save_without_twins(model, str(file), metadata={"format": "pt"})
+  assert "lm_head.weight" in load_file(file)  # and not the embedding
+  found = load_pretrained(tmp_path / "tied")
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_a_model_and_an_adapter_in_one_folder_are_refused(folder, sound):
+  (folder / "adapter_config.json").write_text("{}")
+  (folder / "adapter_model.safetensors").write_bytes(b"")
+  said = r"holds a whole model \(model\.safetensors\) and an adapter \(adapter_config\.json, adapter_model"
+  base = open_pretrained(sound)
+  refused(folder, said)
+  with pytest.raises(ValueError, match=said):
+    open_expert(folder, base)
+
+
 def test_the_conversion_that_is_advised_works(folder):
   expected = load_pretrained(folder)
   torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
   (folder / "model.safetensors").unlink()
-  advice = re.search(r'python -c "(.*)"$', refused(folder, "pickle")).group(1)
-  exec(advice)
-  found = load_pretrained(f"{folder}-safetensors")
+  follow(refused(folder, "pickle"))
+  found = load_pretrained(folder)
   assert found.config == expected.config
   jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 

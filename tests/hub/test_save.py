@@ -139,6 +139,21 @@ def test_tokenizers_are_saved_or_copied(tmp_path, source):
   assert found.eos_token_id == 1
 
 
+def test_all_files_of_a_tokenizer_arrive(tmp_path):
+  tokenizer = make_tokenizer()
+  tokenizer.chat_template = {"default": "D {{messages[0]['content']}}", "tool_use": "T {{messages[0]['content']}}"}
+  tokenizer.save_pretrained(tmp_path / "tokenizer")
+  for name in ("spiece.model", "vocab.txt", "tekken.json"):
+    (tmp_path / "tokenizer" / name).write_text(name)
+  save_pretrained(tmp_path / "model", random_params(), TINY, tmp_path / "tokenizer")
+  for path in (tmp_path / "tokenizer").rglob("*"):
+    if path.is_file():
+      assert (tmp_path / "model" / path.relative_to(tmp_path / "tokenizer")).read_bytes() == path.read_bytes()
+  assert list((tmp_path / "model" / "additional_chat_templates").iterdir())
+  found = load_pretrained(tmp_path / "model").tokenizer
+  assert found.chat_template == tokenizer.chat_template
+
+
 def test_of_no_tokenizer_and_no_card_nothing_is_written(tmp_path):
   save_pretrained(tmp_path / "deep" / "er", random_params(), TINY, generation={})
   assert files_of(tmp_path / "deep" / "er") == ["config.json", "model.safetensors"]

@@ -186,7 +186,7 @@ def test_peft_loads_an_individual_to_the_model_that_it_is_and_so_do_we(name, ind
   genotype = make(space)
   folder = tmp_path / "adapter"
   written = space.write(folder, genotype)
-  assert written == (rank, 0.0, False, ())
+  assert written[:4] == (rank, 0.0, False, ())
   want = space.logits(genotype)
   assert largest_difference(space.loaded(folder), want) < TOLERANCE
   assert largest_difference(torch_logits(space.model.fresh()), want) > 0.5
@@ -268,7 +268,7 @@ def test_modules_that_did_not_change_are_not_in_the_file(name, spaces, tmp_path)
 def test_the_base_itself_is_an_adapter_too(name, spaces, tmp_path):
   space = spaces[name]
   genotype = jax.tree.map(jnp.zeros_like, space.expert(0))
-  assert space.write(tmp_path / "adapter", genotype) == (1, 0.0, False, ())
+  assert space.write(tmp_path / "adapter", genotype)[:4] == (1, 0.0, False, ())
   assert largest_difference(space.loaded(tmp_path / "adapter"), torch_logits(space.model.fresh())) == 0
   update = read_update(tmp_path / "adapter", space.model)
   assert not any(leaf.any() for leaf in jax.tree.leaves(update))
@@ -305,7 +305,7 @@ def test_some_kinds_of_vectors_alone(endings, vector_spaces, tmp_path):
   space = vector_spaces["qwen2_bfloat16"]
   genotype = only(space, *endings)
   written = space.write(tmp_path / "adapter", genotype)
-  assert written == (12 if "kernel" in endings else 1, 0.0, True, ())
+  assert written[:4] == (12 if "kernel" in endings else 1, 0.0, True, ())
   assert largest_difference(space.loaded(tmp_path / "adapter"), space.logits(genotype)) < TOLERANCE
   if "scale" not in endings:
     update = read_update(tmp_path / "adapter", space.model)
@@ -328,6 +328,22 @@ def test_norms_and_biases_left_out_are_named_and_count_in_the_error(name, rank, 
   if rank is None:
     want = space.logits(genotype, vectors=False)
     assert largest_difference(space.loaded(tmp_path / "adapter"), want) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2_bfloat16", "qwen3"])
+def test_embedding_and_head_left_out_are_named_and_count_in_the_error(name, spaces, tmp_path):
+  space = spaces[name]
+  genotype = noisy(space)
+  assert space.write(tmp_path / "whole", genotype).embeddings
+  written = space.write(tmp_path / "adapter", genotype, keep_embeddings=False, keep_vectors=False)
+  named = ("embed/embedding",) if space.model.config.tie_embeddings else ("embed/embedding", "head/kernel")
+  assert written.left_out[: len(named)] == named
+  assert not written.embeddings
+  content = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+  assert not {"embed_tokens", "lm_head"} & set(content["target_modules"])
+  got = map_leaves(dense, space.params, read_update(tmp_path / "adapter", space.model), space.params)
+  assert written.relative_error == pytest.approx(relative_error(got, space.task_vector(genotype)), rel=1e-5)
+  assert space.loaded(tmp_path / "adapter") is not None
 
 
 def test_an_error_counts_vectors_that_are_kept(vector_spaces, tmp_path):

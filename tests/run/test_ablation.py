@@ -65,6 +65,7 @@ def test_every_rung_of_the_shipped_ladder_differs_from_the_others(shipped):
   assert len(methods_of(shipped)) == 1 + len(shipped.methods) == 12
 
 
+@pytest.mark.soak
 @needs_sandbox
 @pytest.mark.filterwarnings("ignore:task .* all experts score 0")
 def test_a_seed_is_run_once(shipped, tmp_path, monkeypatch):

@@ -224,6 +224,7 @@ def begun(run_dir):
   return where(run_dir).startswith(("CycleQD 1", "CycleQD 2"))
 
 
+@pytest.mark.soak
 def test_ctrl_c_ends_a_run_after_the_iteration_at_hand(undisturbed, tmp_path):
   config, reference = undisturbed
   run_dir = tmp_path / "run"
@@ -254,7 +255,8 @@ cp -r {disk}/run {out}
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare to mount a small disk in")
-@pytest.mark.parametrize("size", ["200k", pytest.param("9m", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("size", ["200k", "9m"])
 def test_a_full_disk_is_one_line_and_nothing_is_lost(request, tmp_path, size):
   """On a real small disk: 200k holds no history for long, 9m no checkpoint. It gets larger, and the run goes on."""
   config, reference = request.getfixturevalue("undisturbed" if size == "200k" else "undisturbed_methods")
