@@ -235,6 +235,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Defaults by name, as a file would give them, where they differ from those of the classes."""
 
+MOST_PROBLEMS = 3
+"""So many are named in one message."""
+
 RESUME_MAY_CHANGE = ("runs_dir", "cache_dir", "run_dir", "workers", "unsafe", "output", "mesh")
 """Settings that change no result (the mesh: only rounding), so that a run may resume with others."""
 
@@ -374,7 +377,10 @@ def parse_settings(content: Any, source: str) -> ExperimentSettings:
     _refuse_flags(whole, source)
     return TypeAdapter(ExperimentSettings).validate_python(whole)
   except ValidationError as error:
-    raise ConfigError("; ".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
+    problems = [f"{source}: {_explain(problem)}" for problem in error.errors()[:MOST_PROBLEMS]]
+    if (more := error.error_count() - len(problems)) > 0:
+      problems.append(f"and {more} more")
+    raise ConfigError("; ".join(problems)) from error
 
 
 def _refuse_flags(content: Any, source: str) -> None:

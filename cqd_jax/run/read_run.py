@@ -88,7 +88,9 @@ def _facts(
     "began": begun["created"].replace("T", " "),
     **about["facts"],
     "device": ", ".join(last["devices"]),
-    "versions": ", ".join(f"{name} {last['versions'][name]}" for name in ("cqd_jax", "jax", "flax", "qdax")),
+    "versions": ", ".join(
+      f"{name} {last['versions'][name]}" for name in ("cqd_jax", "jax", "flax", "qdax") if name in last["versions"]
+    ),
   }
   if len(begun["sessions"]) > 1:
     facts["sessions"] = str(len(begun["sessions"]))

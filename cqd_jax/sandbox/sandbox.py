@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from cqd_jax.sandbox import private_tmp
 from cqd_jax.sandbox import worker as worker_program
@@ -89,10 +89,13 @@ class Limits:
         raise ValueError(f"{field.name}: expected {low} <= {field.name} <= 2**48, got {value}")
 
 
+Runner = TypeVar("Runner", bound="JobRunner")
+
+
 class JobRunner(abc.ABC):
   """What executes jobs until it is closed: a context manager and an `Execute`."""
 
-  def __enter__(self) -> Self:
+  def __enter__(self: Runner) -> Runner:
     return self
 
   def __exit__(

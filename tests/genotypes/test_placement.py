@@ -64,6 +64,7 @@ def check_gathers(facts):
     assert not matrices & set(shapes), shapes
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("population", "model"), [(4, 2)])  # two processes below have 2 x 4
 def test_eight_devices_do_what_one_does(tmp_path, alone, population, model):
   facts, result = launch(tmp_path / "run", devices=8, population=population, model=model)

@@ -30,8 +30,11 @@ def make_root():
   return dense_space(models[0], jax.tree.map(lambda base, *tuned: jnp.stack(tuned) - base[None], *models))
 
 
+LONG = ("core, paper's mutation", "coefficients", "CMA-ES", "NSGA-II")
+
+
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.soak] * (kind in LONG)) for kind in KINDS])
 def test_no_waste(caplog, kind):
   plug = KINDS[kind] if kind in ("CMA-ES", "NSGA-II") else KINDS[kind].with_settings(batch_size=3)
   context = SearchContext(make_root(), lambda rank, make: make(), ("a", "b", "c"), 40)

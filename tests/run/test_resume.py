@@ -144,6 +144,7 @@ def test_without_any_checkpoint_it_begins_with_the_experts_and_remembers_all_sco
   assert same(resume_experiment(copy, QUIET), reference)
 
 
+@pytest.mark.soak
 def test_without_a_history_it_is_made_anew(copy, reference):
   (copy / "history.sqlite").unlink()
   with pytest.warns(UserWarning, match="ahead of the history, which ends at 0; not used"):
@@ -151,12 +152,14 @@ def test_without_a_history_it_is_made_anew(copy, reference):
   assert same(result, reference)
 
 
+@pytest.mark.soak
 def test_a_lost_cache_is_no_loss_since_the_run_has_its_own_experts(stopped, copy, reference, monkeypatch):
   monkeypatch.chdir(copy)  # another working directory
   monkeypatch.setattr(text_run, "load_or_train", None)
   assert same(resume_experiment(copy, QUIET), reference)
 
 
+@pytest.mark.soak
 def test_an_aggregate_of_the_run_so_far_is_not_taken_for_that_of_its_end(copy, reference):
   folder = aggregate(copy, None, QUIET)
   assert folder.name == "aggregate-after-9-children"
@@ -253,6 +256,7 @@ def test_settings_that_were_changed_since_are_named(stopped, copy):
     resume_experiment(copy, QUIET)
 
 
+@pytest.mark.soak
 def test_settings_that_change_no_result_may_be_changed_and_a_missing_file_is_no_loss(stopped, copy, reference):
   settings = dataclasses.replace(stopped[0], workers=2, output=OutputSettings(checkpoint_every=2, tensorboard=False))
   (copy / "config.yaml").write_text(dump_settings(settings))
@@ -263,6 +267,7 @@ def test_settings_that_change_no_result_may_be_changed_and_a_missing_file_is_no_
     resume_experiment(copy, QUIET)
 
 
+@pytest.mark.soak
 def test_another_version_of_a_library_is_told(copy):
   facts = json.loads((copy / "run.json").read_text())
   facts["sessions"][0]["versions"]["jax"] = "0.1"
@@ -296,6 +301,7 @@ def test_a_task_that_changed_since_is_refused_by_name(copy, monkeypatch):
     resume_experiment(copy, QUIET)
 
 
+@pytest.mark.soak
 def test_another_mesh_is_no_other_run_but_is_reported(copy, reference):
   facts = json.loads((copy / "run.json").read_text())
   facts["settings"]["mesh"] = {"population": 2, "model": 1}

@@ -1,0 +1,6 @@
+"""The long tests use the cases of the others."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "run"))
