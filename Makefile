@@ -1,6 +1,6 @@
 # make quickstart   install into .venv, run the miniature experiment, print its table
 # make test         install into .venv, run the test suite
-# make soak         the longest of its tests: more kills, more fuzzing
+# make soak         the longest of its tests: more kills, more fuzzing; more yet with CQD_LONG=1 and CQD_KILLS=100
 # make lint         ruff and mypy
 #
 # What pip cannot install (bubblewrap, and a browser for the tests) is installed with apt where that needs no password.

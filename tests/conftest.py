@@ -1,5 +1,6 @@
 """Strictness for the whole suite: warnings are errors, ranks never promote, shapes are checked as code runs."""
 
+import functools
 import gc
 import importlib.util
 import os
@@ -27,7 +28,12 @@ if QUICK not in os.environ.get("XLA_FLAGS", ""):
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+# JAX makes a context of MLIR for each program, which takes longer than to compile most of those here. One serves all.
+if hasattr(mlir, "make_ir_context"):
+  mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
@@ -47,6 +53,10 @@ def pytest_collection_modifyitems(items):
   """Orders files; those of one file stay together, since they share what takes long to make (--dist loadfile)."""
   places = {name: place for place, name in enumerate(LONGEST_FIRST)}
   items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+  if "CQD_LONG" not in os.environ:
+    for item in items:
+      if item.get_closest_marker("long"):
+        item.add_marker(pytest.mark.skip(reason="takes minutes: CQD_LONG=1 make soak"))
 
 
 def pytest_sessionfinish(session):

@@ -177,7 +177,8 @@ def test_seconds_are_printed_in_a_unit_that_fits():
 
 
 @pytest.mark.parametrize(
-  "module", ["hf", *(pytest.param(name, marks=pytest.mark.soak) for name in ("operators", "sandbox"))]
+  "module",
+  ["hf", *(pytest.param(name, marks=[pytest.mark.soak, pytest.mark.long]) for name in ("operators", "sandbox"))],
 )
 def test_the_command_line_gives_a_json_line_a_measurement_and_a_table(tmp_path, module):
   figures = tmp_path / "figures.jsonl"

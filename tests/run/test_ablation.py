@@ -66,6 +66,7 @@ def test_every_rung_of_the_shipped_ladder_differs_from_the_others(shipped):
 
 
 @pytest.mark.soak
+@pytest.mark.long
 @needs_sandbox
 @pytest.mark.filterwarnings("ignore:task .* all experts score 0")
 def test_a_seed_is_run_once(shipped, tmp_path, monkeypatch):

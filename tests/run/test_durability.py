@@ -1,7 +1,6 @@
 """Runs that are killed with SIGKILL, really, again and again: they end as the undisturbed run, to the bit.
 
-CQD_KILLS sets how many kills there are of each kind; 1 by default, since each costs a start of the program. `make soak`
-kills the training and every method as well.
+CQD_KILLS sets how many kills there are of each kind; 1 by default, since each costs a start of the program.
 """
 
 import json
@@ -22,8 +21,9 @@ from experiment_cases import cma_es, needs_sandbox, task_arithmetic, tiny_evolut
 from cqd_jax.config.plugs import Plug
 from cqd_jax.config.settings import OutputSettings, dump_settings
 
-pytestmark = needs_sandbox
+pytestmark = [needs_sandbox, pytest.mark.soak]
 
+LONG = "CQD_LONG" in os.environ
 NUM_KILLS = int(os.environ.get("CQD_KILLS", "1"))
 
 
@@ -90,18 +90,17 @@ def at_start(run_dir):
   return True
 
 
-def moments_to_kill(everywhere):
-  """While it writes the history, a checkpoint, and in between: while it evaluates; everywhere: in every method too."""
+def moments_to_kill():
+  """While it trains, writes the history, a checkpoint, and in between: while it evaluates; and in every method."""
   chance = random.Random(0)
   for _ in range(NUM_KILLS):
-    if everywhere:
-      yield then(at_start, chance.uniform(2, 12))
-      yield then(nth(writing_history, chance.randint(1, 4)), chance.uniform(0, 1))
+    yield then(at_start, chance.uniform(2, 12))
     yield nth(writing_checkpoint, chance.randint(1, 2))
-    yield nth(writing_history, chance.randint(1, 8 if everywhere else 4))
-    if everywhere:
-      yield in_method("CMA-ES, per kernel", chance.randint(1, 2))
-      yield in_method("NSGA-II", chance.randint(1, 2))
+    if LONG:
+      yield then(nth(writing_history, chance.randint(1, 4)), chance.uniform(0, 1))
+      yield nth(writing_history, chance.randint(1, 8))
+    yield in_method("CMA-ES, per kernel", chance.randint(1, 2))
+    yield in_method("NSGA-II", chance.randint(1, 2))
 
 
 def ask_history(run_dir, query):
@@ -198,23 +197,22 @@ def undisturbed_methods(tmp_path_factory):
   return run_undisturbed(folder, evolution=evolution, methods=methods)
 
 
-@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one(request, tmp_path, everywhere):
-  config, reference = request.getfixturevalue("undisturbed_methods" if everywhere else "undisturbed")
+def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed_methods, tmp_path):
+  config, reference = undisturbed_methods
   run_dir = tmp_path / "run"
   kills = []
-  for moment in moments_to_kill(everywhere):
+  for moment in moments_to_kill():
     if run_dir.exists():
       process = start("resume", run_dir)
     else:
-      process = start("evolve", config, "--run-dir", run_dir, *(("--cache-dir", tmp_path / "cache") * everywhere))
+      process = start("evolve", config, "--run-dir", run_dir, "--cache-dir", tmp_path / "cache")
     if killed_when(process, moment, run_dir):
       kills.append(where(run_dir))
   code, output = finish(start("resume", run_dir))
   assert code == 0, output
   print(f"{len(kills)} kills at {len(set(kills))} places: {kills}")
-  assert len(kills) >= (5 if everywhere else 2) * NUM_KILLS
-  for method in ("CMA-ES", "NSGA-II") if everywhere else ():
+  assert len(kills) >= 3 * NUM_KILLS
+  for method in ("CMA-ES", "NSGA-II"):
     assert any(kill.startswith(method) for kill in kills)
   assert_same_run(reference, run_dir)
 
@@ -224,7 +222,7 @@ def begun(run_dir):
   return where(run_dir).startswith(("CycleQD 1", "CycleQD 2"))
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_ctrl_c_ends_a_run_after_the_iteration_at_hand(undisturbed, tmp_path):
   config, reference = undisturbed
   run_dir = tmp_path / "run"
@@ -255,7 +253,7 @@ cp -r {disk}/run {out}
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare to mount a small disk in")
-@pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.parametrize("size", ["200k", "9m"])
 def test_a_full_disk_is_one_line_and_nothing_is_lost(request, tmp_path, size):
   """On a real small disk: 200k holds no history for long, 9m no checkpoint. It gets larger, and the run goes on."""

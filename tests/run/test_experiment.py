@@ -16,6 +16,7 @@ from cqd_jax.config.settings import TrainingSettings, load_settings
 from cqd_jax.run.commands import evaluate
 from cqd_jax.run.experiment import run_experiment
 from cqd_jax.run.files import open_run
+from cqd_jax.run.plan import dry_run
 from cqd_jax.run.read_run import read_record
 from cqd_jax.sandbox.sandbox import probe
 
@@ -173,6 +174,16 @@ def test_a_number_of_children_that_does_not_fit_the_batch_is_refused(finished, t
   )
   with pytest.raises(ValueError, match=r"evolution\.children: expected a multiple of evolution\.batch_size=3, got 7"):
     run_experiment(settings, Console(quiet=True))
+
+
+@pytest.mark.parametrize("place", ["cache_dir", "runs_dir", "run_dir"])
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_made(tmp_path, place):
+  (tmp_path / "file").write_text("no folder")
+  settings = tiny_settings(tmp_path, **{place: tmp_path / "file" / "deep" / "er"})
+  for run in (dry_run, run_experiment):
+    with pytest.raises(ValueError, match=rf"{place}: expected a folder, got .*: {tmp_path / 'file'} is none"):
+      run(settings, Console(quiet=True))
+  assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_one_learning_rate_an_expert(tmp_path):

@@ -35,22 +35,24 @@ KINDS = {
 }
 
 
+class Runs(dict):
+  """A run of each kind, of the same experts; made when it is asked for."""
+
+  def __init__(self, folder):
+    super().__init__()
+    self._folder = folder
+
+  def __missing__(self, name):
+    settings = tiny_settings(self._folder, name=name, evolution=tiny_evolution(**KINDS[name]), methods=())
+    with warnings.catch_warnings():
+      warnings.filterwarnings("ignore", message="task .* all experts score 0")
+      self[name] = run_experiment(settings, CONSOLE).run_dir
+    return self[name]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """A run of each kind, of the same experts."""
-  folder = tmp_path_factory.mktemp("genotypes")
-  results = {}
-  with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="task .* all experts score 0")
-    for name, changes in KINDS.items():
-      settings = tiny_settings(
-        folder,
-        name=name,
-        evolution=tiny_evolution(**changes),
-        methods=(),
-      )
-      results[name] = run_experiment(settings, CONSOLE).run_dir
-  return results
+  return Runs(tmp_path_factory.mktemp("genotypes"))
 
 
 def people(run_dir):
@@ -103,6 +105,7 @@ def test_a_checkpoint_of_cores_is_smaller_than_one_of_weights(runs):
 
 
 @needs_sandbox
+@pytest.mark.soak
 def test_truncated_experts_are_evolved_and_exported(runs):
   table = (runs["truncated"] / "basis.md").read_text().splitlines()
   assert len(table) == 2 + 3 * 9  # seven matrices a layer, embedding and head
@@ -116,6 +119,7 @@ def test_truncated_experts_are_evolved_and_exported(runs):
 
 
 @needs_sandbox
+@pytest.mark.soak
 def test_coefficients_begin_with_the_experts_and_their_sums(runs, tmp_path):
   record = read_record(open_run(runs["coefficients"]))
   individuals = record.individuals

@@ -52,6 +52,12 @@ def module(monkeypatch):
 
   own = types.ModuleType("own_tasks")
   own.another, own.broken, own.dialogue = another, broken, dialogue
+  own.leaves = lambda *, sizes, seed: sys.exit(3)
+
+  class Elsewhere(Dialogue):
+    name = "../../elsewhere"
+
+  own.elsewhere = lambda *, sizes, seed: Elsewhere(sizes, 3)
   own.nothing, own.other_arguments = lambda sizes, seed: 3, lambda path: None
   monkeypatch.setitem(sys.modules, "own_tasks", own)
 
@@ -85,13 +91,19 @@ def test_an_episode_with_settings_of_its_own():
     ("no_such_module:f", "'no_such_module:f' cannot be imported"),
     ("own_tasks:f", "own_tasks has no 'f'"),
     ("own_tasks:broken", "'own_tasks:broken' failed with KeyError: 'data'"),
+    ("own_tasks:leaves", "'own_tasks:leaves' failed with SystemExit: 3"),
+    ("leaves_when_imported:f", r"'leaves_when_imported:f' cannot be imported \(SystemExit: 4\)"),
+    ("a/b:c", "no tasks 'a/b:c'"),
+    ("own_tasks:elsewhere", "the name of 'own_tasks:elsewhere': expected a name, which cannot lead to another folder"),
     ("own_tasks:nothing", "'own_tasks:nothing' gave no task .* but int"),
     ("own_tasks:other_arguments", "'own_tasks:other_arguments' cannot be called with sizes and seed"),
     ({"use": "own_tasks:dialogue", "lenth": 5}, "own_tasks:dialogue has no setting 'lenth'; did you mean 'length'"),
     ({"use": "own_tasks:dialogue", "sizes": 5}, "own_tasks:dialogue has no setting 'sizes'"),
   ],
 )
-def test_what_is_no_task_is_named(name, message):
+def test_what_is_no_task_is_named(name, message, tmp_path, monkeypatch):
+  (tmp_path / "leaves_when_imported.py").write_text("raise SystemExit(4)")
+  monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(ValueError, match=rf"^tasks\.names: {message}"):
     make("coding", name)
 

@@ -294,7 +294,7 @@ def test_same_as_an_ordinary_user(tmp_path):
     *(word for path in sorted(seen) for word in ("--ro-bind", path, path)),
     *("--setenv", AS_USER, "1", "--setenv", "HOME", "/tmp", "--chdir", str(Path(__file__).parents[2])),
     *(sys.executable, "-B", "-c", become, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", __file__),
-    str(Path(__file__).with_name("test_private_tmp.py")),
+    *(str(Path(__file__).with_name(name)) for name in ("test_private_tmp.py", "test_neighbors.py")),
   ]  # fmt: skip
   done = subprocess.run(command, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -15,7 +15,7 @@ import pytest
 from loop_cases import METHODS, told
 
 pytestmark = pytest.mark.soak
-KILLS = int(os.environ.get("CQD_KILLS", "6"))
+KILLS = int(os.environ.get("CQD_KILLS", "4"))
 
 PROGRAM = """
 import sys
