@@ -35,6 +35,8 @@ IN_FLIGHT = 8
 """Jobs that a worker has at a time: enough that it never waits for the parent."""
 
 START_SECONDS = 120.0
+MOST_OF_A_TRACEBACK = 1 << 20
+"""Bytes of what a worker says of a harness that failed."""
 
 Started: TypeAlias = "queue.SimpleQueue[subprocess.Popen[bytes] | Exception]"
 Order: TypeAlias = tuple[Callable[[], subprocess.Popen[bytes]], Started]
@@ -157,7 +159,7 @@ class Worker:
       )
     self._control.setblocking(False)
     content = json.dumps(settings).encode()
-    self.send(0, JOB.pack(0, len(content)) + content)
+    self._queue(Exchange(0, JOB.pack(0, len(content)) + content, MOST_OF_A_TRACEBACK))
 
   def wait_until_ready(self) -> None:
     """Returns once the worker takes jobs.
@@ -186,9 +188,11 @@ class Worker:
 
   def send(self, job: int, message: bytes) -> None:
     """Queues a job; `advance` brings it on its way."""
+    self._queue(Exchange(job, message, self._limits["result_bytes"]))
+
+  def _queue(self, exchange: Exchange) -> None:
     if not self.in_flight:
       self.since = time.monotonic()
-    exchange = Exchange(job, message, self._limits["result_bytes"])
     self.in_flight.append(exchange)
     self._unsent.append(exchange)
 

@@ -183,6 +183,11 @@ class TestErrors:
     with pytest.raises(RuntimeError, match=message):
       Sandbox([Harness("bad", source, setup="what was set up")], workers=2)
 
+  def test_what_fails_at_the_start_is_said_whole_however_small_results_may_be(self):
+    source = "def prepare(setup):\n  raise KeyError('x' * 20_000 + 'the end')\ndef run(payload): pass"
+    with pytest.raises(RuntimeError, match=r"KeyError: 'x{20000}the end'"):
+      Sandbox([Harness("bad", source)], limits=Limits(result_bytes=10), workers=1)
+
   @pytest.mark.parametrize(
     "payload", [math.nan, {"a": [1, -math.inf]}, {1: 2}, (1,), b"", pytest.param(10**5000, id="huge")]
   )
