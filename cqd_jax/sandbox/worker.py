@@ -19,6 +19,8 @@ the value with something that never entered the sandbox.
 """
 
 # Each shared library mapped here makes every fork slower by some 20 microseconds: import few modules that have one.
+# `socket` on top of `_socket` is a hundred enumerations, whose pages every fork has to do with.
+import _socket
 import contextlib
 import ctypes
 import gc
@@ -27,7 +29,6 @@ import os
 import resource
 import select
 import signal
-import socket
 import struct
 import sys
 import time
@@ -42,6 +43,9 @@ ENDED, LATE, SPENT = range(3)
 
 ORDER = struct.Struct("!I")
 """A message to the worker: the index of the harness. The channel comes with it."""
+
+CHANNEL = struct.Struct("=i")
+"""A file descriptor, as the kernel passes it."""
 
 Furnish = Callable[[], None]
 
@@ -357,9 +361,9 @@ def _load(harnesses: list[dict[str, Any]]) -> list[types.ModuleType]:
   return modules
 
 
-def _own_the_socket() -> socket.socket:
+def _own_the_socket() -> _socket.socket:
   """Moves the socket to the parent away from 0; 0, 1 and 2 become /dev/null, for harnesses and answers."""
-  control = socket.socket(fileno=os.dup(0))
+  control = _socket.socket(fileno=os.dup(0))
   null = os.open(os.devnull, os.O_RDWR)
   for descriptor in (0, 1, 2):
     os.dup2(null, descriptor)
@@ -367,13 +371,14 @@ def _own_the_socket() -> socket.socket:
   return control
 
 
-def _receive(control: socket.socket) -> tuple[int, int] | None:
+def _receive(control: _socket.socket) -> tuple[int, int] | None:
   """Returns the index of a harness and the channel of the next job; None once the parent has closed the socket."""
-  order, channels, *_ = socket.recv_fds(control, ORDER.size, 1)
+  order, beside, *_ = control.recvmsg(ORDER.size, _socket.CMSG_LEN(CHANNEL.size))
   if not order:
     return None
-  os.set_inheritable(channels[0], False)  # by what an answer starts
-  return ORDER.unpack(order)[0], channels[0]
+  (channel,) = CHANNEL.unpack(beside[0][2])
+  os.set_inheritable(channel, False)  # by what an answer starts
+  return ORDER.unpack(order)[0], channel
 
 
 def _prepare(channel: int) -> Executor | None:

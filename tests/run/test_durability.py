@@ -176,7 +176,9 @@ def assert_same_run(one, other):
 def run_undisturbed(folder, **changes):
   """(config file, run directory) of a run that nobody killed."""
   config = folder / "tiny.yaml"
-  config.write_text(dump_settings(tiny_settings(folder, output=OutputSettings(checkpoint_every=2), **changes)))
+  output = OutputSettings(checkpoint_every=2)
+  settings = tiny_settings(folder, cache_dir=folder / "cache", output=output, **changes)  # trained as those to compare
+  config.write_text(dump_settings(settings))
   code, output = finish(start("evolve", config, "--run-dir", folder / "run"))
   assert code == 0, output
   return config, folder / "run"
