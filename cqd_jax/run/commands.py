@@ -28,7 +28,6 @@ from cqd_jax.run.miniature import load_or_train, whole_models
 from cqd_jax.run.read_run import read_record
 from cqd_jax.run.text_run import open_context, open_problem
 from cqd_jax.store.checksums import verify
-from cqd_jax.store.history import History
 from cqd_jax.store.run_dir import RunDirError, locked
 from cqd_jax.tasks.problem import task_scores
 from cqd_jax.tasks.task import Split
@@ -115,7 +114,8 @@ def restored(files: RunFiles, console: Console) -> Iterator[tuple[RunContext, Se
   kind = files.read_facts()["kind"]
   if kind != EXPERIMENT:
     raise RunDirError(f"{files.path}: is a {kind}; its models are in {files.models}")
-  History(files.history).close()  # what is not there is not made
+  if not files.history.is_file():  # it would be made
+    raise RunDirError(f"{files.history}: no such history")
   settings = dataclasses.replace(read_settings(files), mesh=MeshSettings())
   with (
     open_problem(settings) as (problem, interface),

@@ -1,6 +1,9 @@
 """Small random models of transformers, one for each mix of features, and what PyTorch computes with them."""
 
 import functools
+import shlex
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -59,6 +62,13 @@ CASES = {
 torch.set_num_threads(1)  # more would wait for one another: the models are tiny
 transformers.utils.logging.disable_progress_bar()
 run = jax.jit(forward, static_argnums=1)
+
+
+def follow(message):
+  """Runs the command that a message advises, as a shell would."""
+  program = shlex.split(message.partition("installed: ")[2])
+  assert program[:2] == ["python", "-c"]
+  subprocess.run([sys.executable, *program[1:]], check=True, capture_output=True)
 
 
 def make_model(name, dtype=torch.float32, **changes):

@@ -2,14 +2,12 @@
 
 import json
 import pickle
-import shlex
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import torch
+from hf_cases import follow
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from peft_cases import (
   CONFIGS,
@@ -475,8 +473,7 @@ def test_the_conversion_of_an_adapter_that_is_advised_works(plain, bases, tmp_pa
   (folder / "adapter_model.safetensors").unlink()
   with pytest.raises(ValueError, match="pickle") as caught:
     read_update(folder, bases["llama"])
-  program = shlex.split(str(caught.value).partition("installed: ")[2])
-  subprocess.run([sys.executable, *program[1:]], check=True, capture_output=True)
+  follow(str(caught.value))
   found = read_update(folder, bases["llama"])
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 

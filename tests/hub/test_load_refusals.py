@@ -5,10 +5,7 @@ import contextlib
 import json
 import pickle
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from hf_cases import make_model, make_tokenizer, save_model
+from hf_cases import follow, make_model, make_tokenizer, save_model
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save_model as save_without_twins
 
@@ -125,13 +122,6 @@ def test_pickles_are_never_loaded(folder, tmp_path, name):
   assert not (tmp_path / "loaded").exists()
   pickle.loads((folder / name).read_bytes())  # the trap does work
   assert (tmp_path / "loaded").exists()
-
-
-def follow(message):
-  """Runs the command that a message advises, as a shell would."""
-  program = shlex.split(message.partition("installed: ")[2])
-  assert program[:2] == ["python", "-c"]
-  subprocess.run([sys.executable, *program[1:]], check=True, capture_output=True)
 
 
 def test_the_conversion_of_shards_that_is_advised_works(tmp_path):

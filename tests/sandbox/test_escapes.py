@@ -12,24 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from call_cases import HARNESS
 
 from cqd_jax.sandbox.sandbox import Limits, Sandbox, probe
-from cqd_jax.tasks.execution import Harness, Job, Outcome
+from cqd_jax.tasks.execution import Job, Outcome
 
 AS_USER = "CQD_TEST_AS_USER"
 needs_isolation = pytest.mark.skipif(probe() is not None, reason=f"{probe()}")
 pytestmark = needs_isolation
 
-HARNESS = Harness(
-  "call",
-  """
-import json, builtins
-def run(payload):
-  namespace = {}
-  exec(payload["code"], namespace)
-  return namespace["f"](payload["argument"])
-""",
-)
 LIMITS = Limits(
   wall_seconds=2.0, cpu_seconds=1, memory_bytes=256 << 20, tmp_bytes=8 << 20, file_bytes=4 << 20, processes=8
 )

@@ -8,6 +8,7 @@ import secrets
 import sys
 
 import pytest
+from call_cases import HARNESS
 
 from cqd_jax.sandbox.sandbox import Sandbox, probe
 from cqd_jax.tasks.execution import Harness, Job, Outcome
@@ -19,15 +20,6 @@ pytestmark = pytest.mark.skipif(probe() is not None, reason=f"{probe()}")
 JOBS = 1000
 OWN = "9999"
 
-HARNESS = Harness(
-  "call",
-  """
-def run(payload):
-  namespace = {}
-  exec(payload["code"], namespace)
-  return namespace["f"](payload["mark"])
-""",
-)
 SHELL = Harness(
   "shell",
   """
@@ -130,12 +122,12 @@ def sandbox(halves):
 
 def marked(halves, index):
   mark = "".join(halves) + f"{index:04}"
-  return Job("call", {"code": "def f(mark):\n  return mark", "mark": mark})
+  return Job("call", {"code": "def f(mark):\n  return mark", "argument": mark})
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_answer_finds_no_mark_but_its_own(sandbox, halves, way):
-  looking = Job("call", {"code": LOOKING.format(halves=halves) + WAYS[way], "mark": "".join(halves) + OWN})
+  looking = Job("call", {"code": LOOKING.format(halves=halves) + WAYS[way], "argument": "".join(halves) + OWN})
   behind = [marked(halves, JOBS + index) for index in range(20)]
   outcome, *others = sandbox.run([looking, *behind])
   assert outcome == Outcome("ok", [OWN]), outcome
@@ -147,7 +139,7 @@ def test_nor_does_a_program_that_an_answer_starts(sandbox, halves, way):
   mark = "".join(halves) + OWN
   program = LOOKING.format(halves=halves) + WAYS[way] + f"print(*f(HALVES[0] + HALVES[1] + {OWN!r}))"
   code = f"{sys.executable if sys.base_prefix == sys.prefix else 'python3'} - <<'PROGRAM'\n{program}\nPROGRAM"
-  outcome = sandbox.run([Job("shell", {"code": code, "mark": mark})])[0]
+  outcome = sandbox.run([Job("shell", {"code": code, "argument": mark})])[0]
   assert outcome == Outcome("ok", f"{OWN}\n"), outcome
 
 

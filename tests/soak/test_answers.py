@@ -3,21 +3,13 @@
 import random
 
 import pytest
+from call_cases import HARNESS
 
 from cqd_jax.sandbox.sandbox import Limits, Sandbox, probe
-from cqd_jax.tasks.execution import Harness, Job
+from cqd_jax.tasks.execution import Job
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(probe() is not None, reason=f"{probe()}")]
 
-HARNESS = Harness(
-  "call",
-  """
-def run(payload):
-  namespace = {}
-  exec(payload["code"], namespace)
-  return namespace["f"](payload["argument"])
-""",
-)
 KINDS = {
   # by kind: code, status, and the value of a right answer as a function of the argument
   "right": ("def f(x):\n  return x * x", "ok", lambda x: x * x),

@@ -284,9 +284,9 @@ def test_an_evaluation_made_again_is_the_last_one(tmp_path):
 
 
 HOLDER = """
-import sqlite3, sys, time
+import sqlite3, sys
 other = sqlite3.connect(sys.argv[1], isolation_level=None)
-cursor = other.execute(sys.argv[2])
+*_, cursor = [other.execute(each) for each in sys.argv[2].split(";")]
 cursor.fetchone()
 print("holds", flush=True)
 sys.stdin.read()
@@ -301,8 +301,7 @@ READS = {
 @contextlib.contextmanager
 def held(path, statement):
   """Another process holds the file, until told to end."""
-  program = HOLDER.replace("other.execute(sys.argv[2])", "[other.execute(each) for each in sys.argv[2].split(';')][-1]")
-  command = [sys.executable, "-c", program, str(path), statement]
+  command = [sys.executable, "-c", HOLDER, str(path), statement]
   with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
     assert process.stdout.readline() == "holds\n"
     yield process
