@@ -22,7 +22,7 @@ from cqd_jax.run.files import RunFiles
 from cqd_jax.run.folders import Folders, core_experts, dense_experts, load_base, open_folders
 from cqd_jax.run.miniature import load_or_train, stack_task_vectors
 from cqd_jax.sandbox.on_demand import SandboxOnDemand
-from cqd_jax.search.methods import unbound
+from cqd_jax.search.variation import unbound
 from cqd_jax.store.checksums import verify
 from cqd_jax.store.history import History
 from cqd_jax.tasks.episode import Episode

@@ -7,7 +7,6 @@ selection, cells, emitter) is given here as the function that it names, its own 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from qdax.core.emitters.emitter import Emitter
@@ -15,15 +14,13 @@ from qdax.core.emitters.emitter import Emitter
 from cqd_jax.archive.make_cells import check_cells, from_experts
 from cqd_jax.archive.selectors import Rule, elite_sampling
 from cqd_jax.genotypes.space import MakeSpace, Space, coefficients, dense
-from cqd_jax.operators.crossover import line_crossover, linear_crossover
-from cqd_jax.operators.frames import check_frame
-from cqd_jax.operators.mutation import expert_svd_mutation, no_mutation, svd_mutation
 from cqd_jax.search import vector_search
 from cqd_jax.search.algorithm import Algorithm, SearchContext
 from cqd_jax.search.archive_search import ArchiveSearch, MakeCells
 from cqd_jax.search.emitters import Crossover, CycleQDEmitter, Mutation
 from cqd_jax.search.schedules import Schedule, cycle
 from cqd_jax.search.task_arithmetic import TunedScale
+from cqd_jax.search.variation import variation_of
 from cqd_jax.search.vector_algorithm import VectorAlgorithm
 from cqd_jax.search.vector_search import VectorSearch
 
@@ -62,25 +59,17 @@ def cycleqd(
   """
   space = genotype(context.root, context.keep)
   check_cells(cells, context.num_tasks)
-  if crossover is None:
-    crossover = line_crossover if space.name == "coefficients" else functools.partial(linear_crossover, std=0.03)
-  if mutation is None:
-    mutation = _usual_mutation(space, context)
-  check_frame(crossover, space.name, space.frame, "crossover")
-  check_frame(mutation, space.name, space.frame, "mutation")
-  needs_expert = unbound(mutation) is expert_svd_mutation
+  variation = variation_of(space, context.num_tasks, crossover, mutation)
   emitter = CycleQDEmitter(
     batch_size=batch_size,
-    crossover=crossover,
-    mutation=None if mutation is no_mutation else mutation,
-    task_context=_expert_factors(space, context) if needs_expert else None,
+    crossover=variation.crossover,
+    mutation=variation.mutation,
+    task_context=variation.task_context,
     rule=selection,
     schedule=schedule,
     flip_interval=flip_interval,
   )
-  return ArchiveSearch(
-    emitter, space=space, cells=cells, budget=context.budget, variation=_in_words(crossover, mutation)
-  )
+  return ArchiveSearch(emitter, space=space, cells=cells, budget=context.budget, variation=variation.words)
 
 
 def emitter(
@@ -191,18 +180,6 @@ def task_arithmetic(
   return TunedScale(scales, space=context.root)
 
 
-def _expert_factors(space: Space, context: SearchContext) -> Any:
-  """One entry per task for mutations along an expert's directions."""
-  if space.expert_svd is None:
-    raise ValueError(f"mutation: expert_svd has no meaning for individuals that are {space.name}")
-  if space.num_experts != context.num_tasks:
-    raise ValueError(
-      f"mutation: expert_svd adds part of the expert of the active task, which takes as many experts as tasks; "
-      f"got {space.num_experts} and {context.num_tasks}"
-    )
-  return space.expert_svd()
-
-
 def _over_vectors(
   context: SearchContext, genotype: MakeSpace, make: Callable[[int], VectorSearch], batch_size: int
 ) -> Algorithm:
@@ -210,35 +187,3 @@ def _over_vectors(
   space = genotype(context.root, context.keep)
   space = dataclasses.replace(space, initial=space.experts, others=())
   return VectorAlgorithm(make, space=space, batch_size=batch_size, budget=context.budget)
-
-
-def _usual_mutation(space: Space, context: SearchContext) -> Mutation:
-  if space.name == "coefficients" or space.expert_svd is None:
-    return no_mutation
-  if space.num_experts != context.num_tasks:
-    return functools.partial(svd_mutation, max_scale=2.0)
-  return functools.partial(expert_svd_mutation, rate=0.3)
-
-
-def unbound(function: Any) -> Any:
-  """The function behind `functools.partial`."""
-  while isinstance(function, functools.partial):
-    function = function.func
-  return function
-
-
-def _in_words(crossover: Any, mutation: Any) -> str:
-  """What happens to a child beside the merge of its parents, as "expert_svd 0.3", for histories and reports."""
-  if unbound(crossover) is line_crossover:
-    settings = {"iso_sigma": 0.15, "line_sigma": 0.3, **getattr(crossover, "keywords", {})}
-    own = f"iso {settings['iso_sigma']:g}, line {settings['line_sigma']:g}"
-  else:
-    own = "" if unbound(crossover) is linear_crossover else _name_with_settings(crossover, "_crossover")
-  change = "" if mutation is no_mutation else _name_with_settings(mutation, "_mutation")
-  return ", ".join(filter(None, [own, change]))
-
-
-def _name_with_settings(function: Any, ending: str) -> str:
-  name = getattr(unbound(function), "__name__", type(function).__name__).removesuffix(ending)
-  values = getattr(function, "keywords", {}).values()
-  return " ".join([name, *(f"{value:g}" if isinstance(value, float | int) else str(value) for value in values)])
