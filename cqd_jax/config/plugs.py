@@ -107,7 +107,20 @@ KINDS: Mapping[str, Kind] = {
     "how it is searched",
     {
       name: f"cqd_jax.search.methods:{name}"
-      for name in ("cycleqd", "cma_es", "nsga2", "random_search", "task_arithmetic", "emitter")
+      for name in (
+        "cycleqd",
+        "cma_es",
+        "nsga2",
+        "random_search",
+        "task_arithmetic",
+        "ties",
+        "dare",
+        "lorahub",
+        "model_swarms",
+        "genome",
+        "dns",
+        "emitter",
+      )
     },
   ),
   "genotype": Kind(

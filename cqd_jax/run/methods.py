@@ -67,5 +67,15 @@ def _method(plug: Plug, where: str) -> Method:
 
 
 def _usual_name(use: str) -> str:
-  names = {"cycleqd": FEATURED, "cma_es": "CMA-ES", "nsga2": "NSGA-II"}
+  names = {
+    "cycleqd": FEATURED,
+    "cma_es": "CMA-ES",
+    "nsga2": "NSGA-II",
+    "ties": "TIES, tuned",
+    "dare": "DARE, tuned",
+    "lorahub": "LoraHub",
+    "model_swarms": "Model Swarms",
+    "genome": "GENOME",
+    "dns": "DNS",
+  }
   return names.get(use, use.rpartition(":")[2].replace("_", " "))

@@ -10,14 +10,14 @@ not both, and takes parents regardless of their rank.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.struct import PyTreeNode
 from jaxtyping import Array, Float, Int
-from qdax.baselines.cmaes import CMAES, CMAESState
+from qdax.baselines.cmaes import CMAES
 
 from cqd_jax.types import ArrayField, PRNGKey
 
@@ -44,7 +44,8 @@ class NSGA2State(PyTreeNode):
   crowding: ArrayField
 
 
-SearchState: TypeAlias = CMAESState | NSGA2State | None
+SearchState: TypeAlias = Any
+"""A pytree: `CMAESState` of QDax, `NSGA2State`, what is wrapped around them, or None."""
 
 
 class VectorSearch(NamedTuple):

@@ -20,7 +20,6 @@ from cqd_jax.operators import gaussian_mutation
 from cqd_jax.operators.crossover import Child, linear_crossover
 from cqd_jax.search import CycleQDEmitter, as_mutation_fn, as_variation_fn
 from cqd_jax.search.algorithm import Algorithm, Info, Population, SearchContext, archives_of, space_of
-from cqd_jax.search.task_arithmetic import TunedScale
 from cqd_jax.search.vector_algorithm import VectorAlgorithm
 from cqd_jax.search.vector_search import random_search
 from cqd_jax.tasks import Scored, TracedProblem, task_scores
@@ -138,7 +137,10 @@ METHODS = {
   "random_search": ("random_search", {}),
   "cma_es": ("cma_es", {"genotype": {"use": "coefficients", "granularity": "kernel"}}),
   "nsga2": ("nsga2", {"population_size": 6, "genotype": COEFFICIENTS}),
+  "cma_es, restarts": ("cma_es", {"restarts": True}),
+  "lorahub": ("lorahub", {}),
   "task_arithmetic": ("task_arithmetic", {}),
+  "ties": ("ties", {"densities": [0.5, 1.0], "scales": [0.8, 1.0, 1.2]}),
   "mixing": ("emitter", {"emitter": "own_search:mixing"}),
   "mixing, settings": ("emitter", {"emitter": {"use": "own_search:mixing", "batch_size": 5, "share": 1.0}}),
   "mixing, ours": ("emitter", {"emitter": "own_search:our_crossover_in_qdaxs", "genotype": "core"}),
@@ -359,14 +361,14 @@ def test_task_arithmetic_offers_the_best_scale():
 def test_the_best_scale_is_that_of_tasks_and_not_of_samples():
   """The first scale is better on the task with many samples, the second on the mean over tasks."""
   values = [[[0.9, 0.9, 0.9], [0.1, np.nan, np.nan]], [[0.6, 0.6, 0.6], [0.6, np.nan, np.nan]], [[np.nan] * 3] * 2]
-  algorithm = TunedScale((0.1, 0.2, 0.3), space=context().root)
+  algorithm = make("task_arithmetic", scales=[0.1, 0.2, 0.3])
   state = begin(algorithm)
   for own in values:
     children, info = algorithm.ask(state, jax.random.key(0))
     state, _ = algorithm.tell(state, children, Scored(jnp.array([own], jnp.float32)), info)
   assert algorithm.population(state).chosen == {"scale": 0.2}
   with pytest.raises(ValueError, match="scales: expected at least one"):
-    TunedScale((), space=context().root)
+    make("task_arithmetic", scales=[])
 
 
 @pytest.mark.parametrize(
