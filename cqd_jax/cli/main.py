@@ -206,6 +206,18 @@ def _make_parser() -> argparse.ArgumentParser:
     action="store_true",
     help="peft: leave out changes of embedding and head, which vLLM does not take of every architecture",
   )
+  distill = add("distill", _distill, "teach one model all that a run's experts and swarm answered right", DISTILL)
+  distill.add_argument("--name", default="distilled", help="of the row and of the model folder (default: distilled)")
+  distill.add_argument("--labels", choices=("swarm", "experts", "references"), default="swarm", help="whose answers")
+  distill.add_argument(
+    "--start",
+    choices=("task_arithmetic", "base", "best", "average"),
+    default="task_arithmetic",
+    help="what is taught: the experts' sum at its best scale, the base, the swarm's best or the average of its best",
+  )
+  distill.add_argument("--members", type=int, default=8, help="members of the swarm that answer (default: 8)")
+  distill.add_argument("--steps", type=int, default=300, help="of Adam (default: 300)")
+  distill.add_argument("--learning-rate", type=float, default=5e-4, help="the largest (default: 0.0005)")
   add("check", _check, "read every file of a run, and say what is damaged and how it is made again", CHECK)
   report = add("report", _report, "write the page that shows a run, finished or not", REPORT)
   report.add_argument("--out", type=Path, help="file to write (default: RUN_DIR/report.html)")
@@ -251,6 +263,15 @@ Qwen, vLLM takes no adapter of embedding or head (--drop-embeddings); the README
   cqd export runs/skills-seed-0 merged                                      the best of each archive, and the aggregate
   cqd export runs/skills-seed-0 swarm --format peft --elites all            a whole swarm for one server
   cqd export runs/skills-seed-0 swarm --format peft --rank 16 --drop-vectors
+"""
+
+DISTILL = """\
+Experts and the members of the swarm that complement one another best answer training questions (tasks.labels of each
+task). What passed is learned by gradient steps, until the score on validation no longer rises; the table of a finished
+run gets a row, and RUN_DIR/models a folder. It can be stopped, and goes on by the same command.
+
+  cqd distill runs/skills-seed-0
+  cqd distill runs/skills-seed-0 --name "taught by the experts" --labels experts
 """
 
 PLUGS = """\
@@ -371,6 +392,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
   from cqd_jax.run.commands import evaluate
 
   evaluate(arguments.run_dir, arguments.model, arguments.split, make_console())
+
+
+def _distill(arguments: argparse.Namespace) -> None:
+  from cqd_jax.config.plugs import Plug
+  from cqd_jax.run.distill import distill
+
+  given = ("labels", "start", "members", "steps", "learning_rate")
+  plug = Plug("distill", {"name": arguments.name, **{name: getattr(arguments, name) for name in given}})
+  distill(arguments.run_dir, plug, make_console())
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -121,6 +121,10 @@ KINDS: Mapping[str, Kind] = {
         "dns",
         "emitter",
       )
+    }
+    | {
+      "distill": "cqd_jax.search.distillation:distill",
+      "gradient": "cqd_jax.search.gradient_emitter:gradient",
     },
   ),
   "genotype": Kind(

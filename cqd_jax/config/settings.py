@@ -80,6 +80,8 @@ class TaskSettings:
   """Questions per task that every method is scored on while it searches."""
   test: int = 300
   """Questions per task that only the final table is scored on."""
+  labels: int = 1000
+  """Training questions per task that experts and swarm answer where a method distills: it learns what passed."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -172,6 +174,8 @@ DEFAULT_METHODS: tuple[Plug, ...] = (
   Plug("random_search", {"name": "random search, per model"}),
   Plug("cma_es", {"name": "CMA-ES, per model"}),
   Plug("cma_es", {"name": "CMA-ES, per kernel", "genotype": {"use": "coefficients", "granularity": "kernel"}}),
+  Plug("distill", {"name": "distilled from the experts", "labels": "experts"}),
+  Plug("distill", {"name": "distilled from the swarm"}),
 )
 """What evolution is compared with in the miniature experiment."""
 
@@ -258,6 +262,7 @@ AT_LEAST = {
   "tasks.train": 1,
   "tasks.validation": 1,
   "tasks.test": 1,
+  "tasks.labels": 1,
   "training.rows": 1,
   "training.row_length": 1,
   "training.base_schedule_steps": 2,
@@ -279,6 +284,7 @@ AT_MOST = {
   "tasks.train": 10**6,
   "tasks.validation": 10**6,
   "tasks.test": 10**6,
+  "tasks.labels": 10**6,
 }
 MOST = 10**7
 """Bounds of what a machine can have in mind: a slip of some zeros is said, and does not eat the memory."""

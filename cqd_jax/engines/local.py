@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -12,9 +13,14 @@ from cqd_jax.engines.text_interface import TextInterface
 from cqd_jax.genotypes.placement import over_population
 from cqd_jax.genotypes.space import Candidates
 from cqd_jax.low_rank import combine_shared, partition_shared
-from cqd_jax.models import PromptBucket, bucket_population_prompts, bucket_prompts, decode_population
+from cqd_jax.models import Batch, PromptBucket, bucket_population_prompts, bucket_prompts, decode_population, pack
+from cqd_jax.models.training import losses_of_groups
 from cqd_jax.tasks.episode import Engine, Message, Request
-from cqd_jax.types import Params
+from cqd_jax.tasks.problem import TrainingSignal
+from cqd_jax.types import Params, PRNGKey
+
+LEAST_ROW, ROWS_PER_TASK = 96, 6
+"""Of what gradients follow: tokens that a packed row has at least, and rows of each task in a batch."""
 
 ROWS_ROUNDED_TO, TOKENS_ROUNDED_TO = 8, 16
 """Of prompts that differ by candidate: shapes are rounded up so far, so that few programs are compiled."""
@@ -93,6 +99,52 @@ class LocalEngine:
       asked = [requests[index] for index in filled]
       texts += self._answer(params, asked, shared=same)[: len(group)]
     return texts
+
+  def training_signal(self, dialogues: Sequence[Sequence[tuple[Message, ...]]]) -> TrainingSignal:
+    """See `TrainableEngine`: cross-entropy of the assistant's turns, in packed rows drawn at random.
+
+    Raises:
+      ValueError: if a dialogue cannot be written as tokens.
+    """
+    if self._interface.encode_answer is None:
+      raise ValueError("interface: expected `encode_answer`, by which answers become tokens to be learned")
+    sequences = [[self._turns(dialogue) for dialogue in own] for own in dialogues]
+    flat = [[turn for turns in own for turn in turns] for own in sequences]
+    longest = max(len(asked) + len(answer) for own in flat for asked, answer in own)
+    row_length = max(-(-longest // TOKENS_ROUNDED_TO) * TOKENS_ROUNDED_TO, LEAST_ROW)
+    packed = [
+      pack(
+        [[*asked, *answer] for asked, answer in own],
+        [[False] * len(asked) + [True] * len(answer) for asked, answer in own],
+        row_length,
+      )
+      for own in flat
+    ]
+    rows = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *packed)
+    sizes = [len(own.token_ids) for own in packed]
+    config = self._interface.config
+
+    def draw(key: PRNGKey, data: tuple[Batch, jax.Array]) -> Batch:
+      rows, counts = data
+      drawn = jax.random.randint(key, (len(sizes), ROWS_PER_TASK), 0, counts[:, None])
+      chosen = (drawn + (jnp.cumsum(counts) - counts)[:, None]).reshape(-1)
+      batch: Batch = jax.tree.map(lambda leaf: leaf[chosen], rows)
+      return batch
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+      return losses_of_groups(params, config, batch, len(sizes))
+
+    return TrainingSignal((rows, jnp.asarray(sizes)), draw, loss)
+
+  def _turns(self, dialogue: tuple[Message, ...]) -> list[tuple[list[int], list[int]]]:
+    """For each of the assistant's turns the tokens before it and its own."""
+    encode, encode_answer = self._interface.encode, self._interface.encode_answer
+    assert encode_answer is not None
+    return [
+      (encode(dialogue[:index]), encode_answer(dialogue[:index], message.content))
+      for index, message in enumerate(dialogue)
+      if message.role == "assistant"
+    ]
 
   def _answer(self, params: Params, asked: Sequence[Sequence[Request]], *, shared: bool) -> list[list[str]]:
     limits = [[request.max_new_tokens for request in own] for own in asked]

@@ -29,6 +29,8 @@ class TextInterface:
     tokenizer: a folder with the tokenizer's files, or the files' contents by name.
     settings: of `config.json`, beside what describes the decoder.
     generation: of `generation_config.json`.
+    encode_answer: `(dialogue, answer) -> tokens` with which a model is to answer it, the end included; None where none
+      are learned.
   """
 
   config: DecoderConfig
@@ -39,6 +41,7 @@ class TextInterface:
   tokenizer: Path | Mapping[str, str]
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  encode_answer: Callable[[Sequence[Message], str], list[int]] | None = None
 
   @property
   def fingerprint(self) -> str:
@@ -61,7 +64,11 @@ def miniature_interface() -> TextInterface:
     first, *rest = messages
     return prompt_tokens(first.content) + [token for message in rest for token in (*encode(message.content), SEPARATOR)]
 
-  return TextInterface(MINIATURE, encode_dialogue, decode, (END,), PAD, tokenizer_files(), ids, ids)
+  def encode_answer(messages: Sequence[Message], answer: str) -> list[int]:
+    del messages
+    return [*encode(answer), END]
+
+  return TextInterface(MINIATURE, encode_dialogue, decode, (END,), PAD, tokenizer_files(), ids, ids, encode_answer)
 
 
 def interface_of(base: ModelFolder) -> TextInterface:
@@ -94,10 +101,30 @@ def interface_of(base: ModelFolder) -> TextInterface:
       )
     return ids
 
+  def encode_answer(messages: Sequence[Message], answer: str) -> list[int]:
+    """As the chat template has the model's turn, up to the token that ends it; else the text and the first end."""
+    if tokenizer.chat_template:
+      turns = [{"role": message.role, "content": message.content} for message in messages]
+      asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+      whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+      if whole.startswith(asked):
+        ids: list[int] = tokenizer(whole[len(asked) :], add_special_tokens=False)["input_ids"]
+        if ends := [index for index, token in enumerate(ids) if token in base.end_ids]:
+          return ids[: ends[0] + 1]
+    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], base.end_ids[0]]
+
   def decode_text(token_ids: Iterable[int]) -> str:
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
   pad_id = base.end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
   return TextInterface(
-    base.config, encode_dialogue, decode_text, base.end_ids, pad_id, base.folder, base.content, base.generation
+    base.config,
+    encode_dialogue,
+    decode_text,
+    base.end_ids,
+    pad_id,
+    base.folder,
+    base.content,
+    base.generation,
+    encode_answer,
   )

@@ -94,11 +94,24 @@ def _check_sequences(
 
 def loss(params: Params, config: DecoderConfig, batch: Batch) -> Float[Array, ""]:
   """Mean cross-entropy in nats over the batch's answer tokens, float32; 0 if there are none. Differentiable."""
+  losses = _token_losses(params, config, batch)
+  return jnp.sum(losses * batch.loss_mask) / jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
+
+
+def losses_of_groups(
+  params: Params, config: DecoderConfig, batch: Batch, num_groups: int
+) -> Float[Array, " num_groups"]:
+  """`loss` of each of equally many rows that follow one another, `[num_groups]` float32, by one pass over all."""
+  losses = (_token_losses(params, config, batch) * batch.loss_mask).reshape(num_groups, -1).sum(axis=1)
+  return losses / jnp.maximum(jnp.reshape(batch.loss_mask, (num_groups, -1)).sum(axis=1), 1.0)
+
+
+def _token_losses(params: Params, config: DecoderConfig, batch: Batch) -> Float[Array, "B T"]:
   logits = forward(
     params, config, jnp.asarray(batch.token_ids), segment_ids=batch.segment_ids, positions=batch.positions
   )
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-  return jnp.sum(losses * batch.loss_mask) / jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
+  losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+  return losses
 
 
 def make_optimizer(

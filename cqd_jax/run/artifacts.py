@@ -104,17 +104,10 @@ def write_models(context: RunContext, searched: Searched) -> None:
   Those that are there already are left as they are.
   """
   folder, repertoire = context.files.models, searched.repertoire
-  people = context.history.individuals(searched.method.name)
   if repertoire is None:
-    population = searched.population()
-    best = searched.best(population)
-    about: dict[str, Any] = {
-      "kind": "best",
-      "identity": int(population.identities[best]),
-      "method": searched.method.name,
-    }
-    write_individual(context, folder / "best", searched.space, take(population.genotypes, best), about, people)
+    write_best(context, searched, folder / "best")
     return
+  people = context.history.individuals(searched.method.name)
   best = identity_of_best(repertoire)
   slots = chosen_slots(repertoire, context.output.elites)
   with progress(context.console, "writing models", 1 + len(slots)) as advance:
@@ -126,6 +119,21 @@ def write_models(context: RunContext, searched: Searched) -> None:
       advance()
     write_aggregate(context, searched, folder / "aggregate")
     advance()
+
+
+def write_best(context: RunContext, searched: Searched, folder: Path) -> None:
+  """Writes a method's best individual as a model folder, unless it is there."""
+  population = searched.population()
+  best = searched.best(population)
+  about: dict[str, Any] = {
+    "kind": "best",
+    "identity": int(population.identities[best]),
+    "method": searched.method.name,
+    "validation_scores": dict(zip(context.task_names, np.asarray(population.scores)[best].tolist(), strict=True)),
+    **{name: float(value) for name, value in population.chosen.items()},
+  }
+  people = context.history.individuals(searched.method.name)
+  write_individual(context, folder, searched.space, take(population.genotypes, best), about, people)
 
 
 def write_aggregate(context: RunContext, searched: Searched, folder: Path) -> None:

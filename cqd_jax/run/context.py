@@ -16,6 +16,7 @@ from cqd_jax.genotypes import CoreBasis
 from cqd_jax.genotypes.space import Space
 from cqd_jax.run.files import RunFiles
 from cqd_jax.run.scoring import Clock, Scorer
+from cqd_jax.run.teachers import RunTeachers
 from cqd_jax.search.algorithm import MakeAlgorithm
 from cqd_jax.store.basis import load_basis, save_basis
 from cqd_jax.store.history import History
@@ -116,6 +117,11 @@ class RunContext:
   def scorer(self) -> Scorer:
     """Scores individuals, each once."""
     return Scorer(self.problem, self.history, self.clock)
+
+  @functools.cached_property
+  def teachers(self) -> RunTeachers:
+    """Whose answers gradients follow."""
+    return RunTeachers(self.problem, self.root, self.scorer, self.history, self.console, self.interrupt.check)
 
   @property
   def task_names(self) -> tuple[str, ...]:

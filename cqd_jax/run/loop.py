@@ -77,6 +77,7 @@ class Searched(NamedTuple):
 class Batched(NamedTuple):
   """What one iteration gave, as the history records it: P children."""
 
+  individuals: Any
   scores: Any
   parents: Any
   archive: Any
@@ -97,15 +98,18 @@ class Loop:
   Args:
     context: of the run.
     method: what to search with.
+    first: whether it is the first method of the run, which finds the swarm that others learn from.
 
   Raises:
     ValueError: naming the setting with which the method cannot be made.
   """
 
-  def __init__(self, context: RunContext, method: Method):
+  def __init__(self, context: RunContext, method: Method, *, first: bool = True):
     self._context = context
     self._method = method
-    making = SearchContext(context.root, context.keep_basis, context.task_names, context.budget)
+    making = SearchContext(
+      context.root, context.keep_basis, context.task_names, context.budget, context.teachers, first=first
+    )
     self.algorithm = method.make(making)
     self.space = space_of(self.algorithm, context.root)
     self.budget = int(getattr(self.algorithm, "budget", context.budget))
@@ -181,7 +185,7 @@ class Loop:
     with progress(context.console, "scoring the experts", size) as advance:
       scored = context.scorer.score("validation", space.initial, space)
       advance(size, note=f"best mean {scored.scores.mean(axis=-1).max():.3f}")
-    told = scored._replace(scores=scored.scores.astype(np.float32))
+    told = Scored(scored.values, scored.seconds, scored.scores.astype(np.float32))
     search = self.algorithm.init(self._init_key, space.initial, told)
     repertoire = archives_of(self.algorithm, search)
     nobody = np.full((size, 2), -1)
@@ -202,6 +206,7 @@ class Loop:
           taken=np.asarray(taken),
           seconds=scored.seconds,
           metrics={},
+          individuals=scored.names,
         ),
       )
     # A copy of the key: the state is donated, and this object must be able to begin again.
@@ -229,8 +234,8 @@ class Loop:
     figures: dict[str, Any] = {}
     for index in range(length):
       own = jax.tree.map(lambda leaf, index=index: leaf[index], batched)
-      own = own._replace(scores=task_scores(values[index]))  # as the history has them of any problem
       names = names_from(sums[index], individuals, self.space.scored_in)
+      own = own._replace(scores=task_scores(values[index]), individuals=names)  # as the history has them of any problem
       self._context.scorer.remember("validation", dict(zip(names, values[index], strict=True)), seconds)
       figures = self._record(done + 1 + index, own, seconds, loggers)
     return done + length, state, figures
@@ -249,7 +254,7 @@ class Loop:
       state.replace(key=key), children, values, scores.astype(np.float32), info, self._identities(number)
     )
     batched = jax.tree.map(lambda leaf: np.asarray(leaf)[:size], batched._replace(metrics={}))._replace(
-      scores=scored.scores, metrics=batched.metrics
+      scores=scored.scores, metrics=batched.metrics, individuals=scored.names
     )
     return state, self._record(number, batched, scored.seconds, loggers)
 
@@ -280,6 +285,7 @@ class Loop:
     size = self._batch_size
     nobody = jnp.full((size, 2), -1, jnp.int32)
     return state.replace(search=search), Batched(
+      individuals=(),
       scores=scores,
       parents=nobody if info.parents is None else info.parents,
       archive=nobody[:, 0] if info.archive is None else info.archive,
@@ -315,6 +321,7 @@ class Loop:
           taken=np.asarray(batched.taken),
           seconds=seconds,
           metrics=figures,
+          individuals=batched.individuals,
         ),
       )
       for logger in loggers:

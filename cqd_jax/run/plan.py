@@ -5,15 +5,13 @@ of its embedding. Nothing is executed, so it needs no sandbox.
 """
 
 import functools
-import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
-from cqd_jax.config.plugs import Plug, resolve
 from cqd_jax.config.settings import ConfigError, ExperimentSettings, check_settings
 from cqd_jax.engines.text_interface import TextInterface, interface_of, miniature_interface
 from cqd_jax.genotypes import group_leaves
@@ -23,11 +21,11 @@ from cqd_jax.models.hf_layout import param_shapes
 from cqd_jax.run.files import check_places
 from cqd_jax.run.folders import Folders
 from cqd_jax.run.memory import Plan, human, num_bytes, table
-from cqd_jax.run.rehearsal import rehearse
+from cqd_jax.run.rehearsal import Work, rehearse
 from cqd_jax.run.text_run import check_questions, make_engine, mesh_of, names_of_experts, tasks_of
 from cqd_jax.sandbox.sandbox import installed
 from cqd_jax.tasks.episode import Episode, as_episode
-from cqd_jax.tasks.task import Split, Task
+from cqd_jax.tasks.task import AskedSplit, Split, Task
 from cqd_jax.trees import num_parameters
 
 T = TypeVar("T")
@@ -72,23 +70,25 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
   if tasks is not None:
     own_tasks = tasks
     attempt(lambda: check_questions(own_tasks))
-  questions = None
+  questions, work = None, None
   if tasks is not None and interface is not None:
-    questions = attempt(functools.partial(_questions, tasks, interface))
     attempt(functools.partial(make_engine, settings, interface))
     if not problems:
-      attempt(functools.partial(rehearse, settings, interface, len(tasks)))
+      work = attempt(functools.partial(rehearse, settings, interface, len(tasks)))
+    labels = settings.tasks.labels if work is not None and any(own.teachers for own in work) else 0
+    questions = attempt(functools.partial(_questions, labels, tasks, interface))
   if problems:
     raise ConfigError("this experiment cannot run:\n" + "\n".join(f"  {problem}" for problem in problems))
   assert tasks is not None
   assert interface is not None
   assert questions is not None
+  assert work is not None
   if folders is not None:
     console.print(_models_table(settings, folders))
   longest = max(map(max, questions.values()))
   console.print(_memory_table(settings, interface, folders, longest))
   console.print(_disk_table(settings, interface, folders))
-  console.print(_work_table(settings, interface, tasks, questions))
+  console.print(_work_table(settings, interface, work, questions))
   context = interface.settings.get("max_position_embeddings")
   if isinstance(context, int) and longest + settings.max_new_tokens > context:
     console.print(
@@ -133,17 +133,18 @@ def _dtype(expert: Expert) -> str:
   return next(iter(expert.adapter.modules.values())).a.dtype.name if expert.adapter.modules else ""
 
 
-def _questions(tasks: tuple[Task | Episode, ...], interface: TextInterface) -> dict[Split, list[int]]:
+def _questions(labels: int, tasks: tuple[Task | Episode, ...], interface: TextInterface) -> dict[AskedSplit, list[int]]:
   """The numbers of tokens with which all dialogues of the splits that are asked begin."""
-  splits: tuple[Split, ...] = ("validation", "test")
-  return {
-    split: [
+
+  def tokens(split: Split, most: int | None = None) -> list[int]:
+    return [
       len(interface.encode(episode.opening(example)))
       for episode in map(as_episode, tasks)
-      for example in episode.examples(split)
+      for example in episode.examples(split)[:most]
     ]
-    for split in splits
-  }
+
+  asked: dict[AskedSplit, list[int]] = {"validation": tokens("validation"), "test": tokens("test")}
+  return {**asked, "labels": tokens("train", labels)} if labels else asked
 
 
 def _memory_table(
@@ -229,24 +230,25 @@ def _changes_embeddings(expert: Expert) -> bool:
 def _work_table(
   settings: ExperimentSettings,
   interface: TextInterface,
-  tasks: tuple[Task | Episode, ...],
-  questions: dict[Split, list[int]],
+  work: Sequence[Work],
+  questions: dict[AskedSplit, list[int]],
 ) -> Table:
   """Models to be scored, tokens, and what that takes; answers are counted as long as they may be."""
-  children, budgets = settings.evolution.children, [_budget(settings, plug) for plug in settings.methods]
-  swarms = 1 + len(budgets)
-  rows = 1 + _num_experts(settings) + 1 + len(budgets) + 2
+  rows = 1 + _num_experts(settings) + 1 + len(work) + 1
   shown = Table(title="Work, at most (answers are counted as long as they may be)")
   for column in ("stage", "models", "answers", "tokens read", "tokens written", "FLOPs", "time on one accelerator"):
     shown.add_column(column, justify="left" if column == "stage" else "right")
   parameters = num_parameters(param_shapes(interface.config))
-  stages: list[tuple[str, int, Split]] = [
-    ("evolving", _num_experts(settings) + children, "validation"),
-    ("comparing", sum(budgets), "validation"),
-    ("final table", rows + max(settings.swarm_sizes, default=0) * (1 + swarms), "test"),
+  stages: list[tuple[str, int, AskedSplit]] = [
+    ("evolving", _num_experts(settings) + work[0].budget, "validation"),
+    ("comparing", sum(own.budget for own in work[1:]), "validation"),
+    ("labels", max(own.teachers for own in work), "labels"),
+    ("final table", rows + max(settings.swarm_sizes, default=0) * (1 + len(work)), "test"),
   ]
   total = 0.0
   for name, models, split in stages:
+    if not models:
+      continue
     answers = models * len(questions[split])
     read, written = models * sum(questions[split]), answers * settings.max_new_tokens
     flops = 2.0 * parameters * (read + written)
@@ -268,11 +270,3 @@ def _duration(hours: float) -> str:
   if hours >= 1:
     return f"{hours:,.1f} h"
   return f"{60 * hours:.0f} min" if hours >= 1 / 60 else "less than a minute"
-
-
-def _budget(settings: ExperimentSettings, plug: Plug) -> int:
-  """Individuals that a method scores at most."""
-  own = {name: value for name, value in plug.settings.items() if name != "name"}
-  make = resolve("methods", Plug(plug.use, own), "methods")
-  scales = inspect.signature(make).parameters.get("scales")
-  return len(scales.default) if scales is not None else settings.evolution.children

@@ -24,6 +24,7 @@ def read_record(files: RunFiles) -> RunRecord:
   with History(files.history) as history:
     names, method = history.task_names, about["method"]
     individuals, metrics, cells = history.individuals(method), history.metrics(method), history.cells(method)
+    verified = _verified(history)
   if begun["kind"] == EXPERIMENT and not _are_shares(individuals.scores):
     raise RunDirError(f"{files.history}: damaged, {method!r} has scores that are no shares of questions answered right")
   finished = files.finished
@@ -38,7 +39,7 @@ def read_record(files: RunFiles) -> RunRecord:
     finished=finished,
     task_names=names,
     num_planned=about["planned"],
-    facts=_facts(begun, about, metrics, int((individuals.born > 0).sum())),
+    facts=_facts(begun, about, metrics, int((individuals.born > 0).sum())) | verified,
     settings=write_yaml(begun["settings"]),
     edges=None if grid is None else [grid.edges(task) for task in range(len(names))],
     bins=None if grid is None else np.asarray(grid.bins(np.nan_to_num(individuals.scores))),
@@ -77,6 +78,17 @@ def _best(record: RunRecord) -> int | None:
     return None
   means = record.individuals.scores[living].mean(axis=1)
   return int(living[int(means.argmax())])
+
+
+def _verified(history: History) -> dict[str, str]:
+  """How many questions somebody answered right: of these there are labels."""
+  told = {}
+  for what, split in (("validation", "validation"), ("training", "labels")):
+    found = history.num_verified(split)
+    if any(count for count, _ in found.values()):
+      words = [f"{name} {count} of {of}" for name, (count, of) in found.items()]
+      told[f"{what} questions answered right by somebody"] = ", ".join(words)
+  return told
 
 
 def _facts(

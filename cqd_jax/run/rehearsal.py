@@ -1,6 +1,7 @@
 """Every method is made once from a tiny model, so that what cannot work is refused before anything is scored."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,20 @@ from cqd_jax.run.text_run import reads_in_core
 from cqd_jax.search.algorithm import SearchContext
 
 
-def rehearse(settings: ExperimentSettings, interface: TextInterface, num_tasks: int) -> None:
-  """Makes each method, from random experts of a model with the same parts in tiny.
+class Work(NamedTuple):
+  """What a method will ask for.
+
+  Attributes:
+    budget: individuals to be scored on validation.
+    teachers: individuals that answer the training questions whose answers are learned.
+  """
+
+  budget: int
+  teachers: int
+
+
+def rehearse(settings: ExperimentSettings, interface: TextInterface, num_tasks: int) -> list[Work]:
+  """Makes each method, from random experts of a model with the same parts in tiny; returns what each will ask for.
 
   Raises:
     ConfigError: naming the method, and the setting that cannot be used.
@@ -28,24 +41,29 @@ def rehearse(settings: ExperimentSettings, interface: TextInterface, num_tasks: 
   root = _tiny_root(interface.config, num_experts, in_core=in_core)
   names = tuple(f"task {number}" for number in range(num_tasks))
   context = SearchContext(root, lambda rank, make: make(), names, settings.evolution.children)
-  for method in methods_of(settings):
+  work = []
+  for index, method in enumerate(methods_of(settings)):
     try:
-      _make(method, context)
+      work.append(_make(method, dataclasses.replace(context, first=index == 0)))
     except ValueError as error:
       raise ConfigError(f"{method.name}: {error}") from error
+  return work
 
 
-def _make(method: Method, context: SearchContext) -> None:
+def _make(method: Method, context: SearchContext) -> Work:
   """Makes a method by tracing alone, which compiles nothing; one that needs to see numbers is made with them."""
+  work = []
 
   def trace() -> int:
-    method.make(context)
+    algorithm = method.make(context)
+    work.append(Work(int(getattr(algorithm, "budget", context.budget)), int(getattr(algorithm, "num_teachers", 0))))
     return 0
 
   try:
     jax.eval_shape(trace)
   except (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError):
-    method.make(context)
+    trace()
+  return work[-1]
 
 
 def _tiny_root(config: DecoderConfig, num_experts: int, *, in_core: bool) -> Space:

@@ -4,14 +4,16 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from cqd_jax.genotypes.space import Space, take
 from cqd_jax.store.history import History
-from cqd_jax.tasks.problem import Problem, Scored, Split, task_scores
+from cqd_jax.tasks.problem import Problem, Scored, Verified, task_scores
+from cqd_jax.tasks.task import AskedSplit
 from cqd_jax.trees import fingerprint
 from cqd_jax.types import Genotype
 
@@ -42,6 +44,22 @@ class Clock:
     self.record_s += time.perf_counter() - started
 
 
+class Judged(NamedTuple):
+  """What is known of P individuals.
+
+  Attributes:
+    values: float32 `[P, K, B]`, as in `Scored`.
+    scores: float64 `[P, K]`, as the history keeps them.
+    names: under which their values and answers are remembered.
+    seconds: that scoring them took, now or then.
+  """
+
+  values: np.ndarray
+  scores: np.ndarray
+  names: list[str]
+  seconds: float
+
+
 class Scorer:
   """A problem whose scores are kept in the history, by the bits of each individual.
 
@@ -56,8 +74,8 @@ class Scorer:
     self._history = history
     self._clock = clock
 
-  def score(self, split: Split, population: Genotype, space: Space) -> Scored:
-    """How P individuals (leaves `[P, ...]`, of any space) score; `scores` in float64, which the history keeps.
+  def score(self, split: AskedSplit, population: Genotype, space: Space) -> Judged:
+    """How P individuals (leaves `[P, ...]`, of any space) score.
 
     Raises:
       ValueError: if the problem gives values of another shape than `[P, K, B]`.
@@ -71,17 +89,24 @@ class Scorer:
       asked = individuals if len(fresh) == len(names) else take(individuals, np.asarray(fresh))
       scored = self._score(split, asked, own, len(fresh))
       new = {names[index]: values for index, values in zip(fresh, scored.values, strict=True)}
-      self.remember(split, new, scored.seconds)
+      answers = {names[index]: own for index, own in zip(fresh, scored.verified, strict=False)}
+      self.remember(split, new, scored.seconds, answers)
       known |= {name: (values, scored.seconds / len(fresh)) for name, values in new.items()}
     values = np.stack([known[name][0] for name in names])
-    return Scored(values, sum(known[name][1] for name in names), task_scores(values))
+    return Judged(values, task_scores(values), names, sum(known[name][1] for name in names))
 
-  def remember(self, split: Split, values: dict[str, np.ndarray], seconds: float) -> None:
-    """Keeps values `[K, B]` by the names of individuals; `seconds` is what all of them took."""
+  def remember(
+    self,
+    split: AskedSplit,
+    values: dict[str, np.ndarray],
+    seconds: float,
+    answers: Mapping[str, Sequence[Verified]] | None = None,
+  ) -> None:
+    """Keeps values `[K, B]` and passing answers by the names of individuals; `seconds` is what all of them took."""
     with self._clock.recording():
-      self._history.remember(split, self.problem.fingerprint(split), values, seconds / max(len(values), 1))
+      self._history.remember(split, self.problem.fingerprint(split), values, seconds / max(len(values), 1), answers)
 
-  def _score(self, split: Split, individuals: Genotype, space: Space, size: int) -> Scored:
+  def _score(self, split: AskedSplit, individuals: Genotype, space: Space, size: int) -> Scored:
     started = time.perf_counter()
     scored = self.problem.score(split, individuals, space)
     values = np.asarray(scored.values, np.float32)

@@ -19,7 +19,7 @@ from cqd_jax.genotypes.space import population_of_one, take
 from cqd_jax.report.archive_plot import plot_archives, save_figure
 from cqd_jax.report.page import write_report
 from cqd_jax.report.png import png_bytes
-from cqd_jax.run.artifacts import write_models
+from cqd_jax.run.artifacts import write_best, write_models
 from cqd_jax.run.basis_table import describe_basis
 from cqd_jax.run.compare import Offer, Row, offers_of, plain_offers, score_on_test
 from cqd_jax.run.context import Method, RunContext
@@ -29,10 +29,11 @@ from cqd_jax.run.read_run import read_record
 from cqd_jax.run.table import make_table, rows_as_markdown
 from cqd_jax.store.checkpoints import Checkpoints
 from cqd_jax.store.run_dir import RunDirError, is_disk_full, write_json, write_text
-from cqd_jax.tasks.problem import Sample, Split
+from cqd_jax.tasks.problem import Sample
+from cqd_jax.tasks.task import AskedSplit
 from cqd_jax.terminal.interrupt import Stopped
 
-REPORTED: tuple[Split, ...] = ("validation", "test")
+REPORTED: tuple[AskedSplit, ...] = ("validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +93,15 @@ def run_stages(context: RunContext, methods: Sequence[Method], facts: dict[str, 
   files = context.files
   problem = context.problem
   files.check_problem({split: problem.fingerprint(split) for split in REPORTED})
-  loops = [Loop(context, method) for method in methods]  # what cannot be made is refused before anything is scored
+  # What cannot be made is refused before anything is scored.
+  loops = [Loop(context, method, first=index == 0) for index, method in enumerate(methods)]
   files.describe(
     planned=loops[0].budget, swarm_sizes=context.swarm_sizes, method=methods[0].name, facts=facts, unit=context.unit
   )
   with stage(files, "evolve"):
     _describe_space(context, loops[0])
     first = loops[0].run()
+    context.teachers.swarm = first.population(), first.space
   throughput = _throughput_of_search(context)
   _draw_archives(context, first)
   write_report(read_record(files), files.report)  # it can be looked at while the rest is computed
@@ -113,6 +116,9 @@ def run_stages(context: RunContext, methods: Sequence[Method], facts: dict[str, 
     rows = score_on_test(context, offers)
   with stage(files, "write"):
     write_models(context, first)
+    for searched in others:
+      if getattr(searched.algorithm, "writes_model", False):
+        write_best(context, searched, files.models / searched.method.slug)
   return _finish(context, methods, first, _best_offer(offers, first), rows, throughput)
 
 

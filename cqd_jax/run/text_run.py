@@ -47,7 +47,10 @@ def open_problem(settings: ExperimentSettings) -> Iterator[tuple[TextProblem, Te
   engine = make_engine(settings, interface)
   harnesses = harnesses_of(tasks)
   with SandboxOnDemand(harnesses, workers=settings.workers or None, unsafe=settings.unsafe) as execute:
-    yield TextProblem(tasks, engine, execute, max_new_tokens=settings.max_new_tokens), interface
+    problem = TextProblem(
+      tasks, engine, execute, max_new_tokens=settings.max_new_tokens, num_labels=settings.tasks.labels
+    )
+    yield problem, interface
 
 
 def make_engine(settings: ExperimentSettings, interface: TextInterface) -> Any:

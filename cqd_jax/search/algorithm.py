@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from cqd_jax.archive.repertoire import CyclingRepertoire
 from cqd_jax.genotypes.space import KeepBasis, Space
-from cqd_jax.tasks.problem import Scored
+from cqd_jax.tasks.problem import Scored, TrainingSignal
 from cqd_jax.types import Genotype, Metrics, PRNGKey
 
 State: TypeAlias = Any
@@ -57,7 +57,8 @@ class Algorithm(Protocol):
 
   Optional attributes: `space`, what the genotypes mean (default: the root space of the run); `variation`, a line on how
   children are made, for the history; `repertoire(state)`, the archives, where there are any; `budget`, how many
-  children to score where that is not the run's to say; `traceable = False`, where ask and tell are NumPy's.
+  children to score where that is not the run's to say; `traceable = False`, where ask and tell are NumPy's;
+  `writes_model = True`, where the best individual is a result that a run keeps as a model folder.
   """
 
   batch_size: int
@@ -75,6 +76,55 @@ class Algorithm(Protocol):
     """What the search offers; on the host."""
 
 
+@runtime_checkable
+class Teachers(Protocol):
+  """Those of a run that answer training questions, so that gradients can follow what passed.
+
+  They are asked in `Algorithm.init`, on the host: answers are executed then. What was asked before is remembered.
+  """
+
+  def check(self, labels: str) -> None:
+    """Raises ValueError where `training_signal` could not serve; nobody is asked yet."""
+
+  def training_signal(self, *, labels: str, members: int) -> TrainingSignal:
+    """To learn from.
+
+    Args:
+      labels: "experts": the experts' verified answers; "swarm": those of `members` of the swarm as well, chosen to
+        complement one another on validation; "references": the answers that came with the questions.
+      members: of the swarm.
+
+    Raises:
+      ValueError: if the problem has no such signal, or nothing passed.
+    """
+
+  def average_of_swarm(self, space: Space, size: int) -> Genotype:
+    """The plain average of the `size` members with the best means on validation, leaves `[...]`, in `space`.
+
+    Raises:
+      ValueError: if they are individuals of another space.
+    """
+
+
+class NoTeachers:
+  """Where nobody can be asked: a rehearsal, or a search by itself."""
+
+  def check(self, labels: str) -> None:
+    """Nothing is known to be wrong."""
+    del labels
+
+  def training_signal(self, *, labels: str, members: int) -> TrainingSignal:
+    """See `Teachers`; raises ValueError."""
+    raise ValueError(f"labels: {labels} ({members}), but there is nobody here who could be asked")
+
+  def average_of_swarm(self, space: Space, size: int) -> Genotype:
+    """See `Teachers`; raises ValueError."""
+    raise ValueError(f"start: expected a swarm of {size} in {space.name} space, and there is none")
+
+
+NOBODY = NoTeachers()
+
+
 @dataclasses.dataclass(frozen=True)
 class SearchContext:
   """What a method is made from.
@@ -84,12 +134,16 @@ class SearchContext:
     keep: the run's bases of core spaces.
     task_names: K.
     budget: children that it may score.
+    teachers: whose answers gradients may follow.
+    first: whether this is the first method of the run, before which there is no swarm.
   """
 
   root: Space
   keep: KeepBasis
   task_names: tuple[str, ...]
   budget: int
+  teachers: Teachers = NOBODY
+  first: bool = False
 
   @property
   def num_tasks(self) -> int:

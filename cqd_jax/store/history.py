@@ -34,9 +34,13 @@ import numpy as np
 from cqd_jax.archive.cells import Cells, cells_from_json, cells_to_json
 from cqd_jax.store.individuals import Individuals
 
-FORMAT = 3
+FORMAT = 4
 BUSY_SECONDS = 10.0
 """For so long a writer waits for readers in silence; then it says who they are, and goes on waiting."""
+
+
+LONGEST_ANSWER = 20_000
+"""Characters of an answer that is kept."""
 
 
 class HistoryError(ValueError):
@@ -55,6 +59,7 @@ class Batch:
     notes: for each what its method reports of it, by name, in JSON's types; "weights" are merge weights `[2, G]`.
     mutation: for each what was done after merging; "" for nothing.
     scores: `[P, K]`; NaN where scoring failed.
+    individuals: for each the name under which its values are remembered: its skill vector.
     taken: `[P, K]` bool.
     seconds: that scoring the batch took.
     metrics: figures of the repertoire after it, by name: a number, or K of them.
@@ -70,6 +75,7 @@ class Batch:
   taken: np.ndarray
   seconds: float
   metrics: Mapping[str, Any]
+  individuals: Sequence[str] = ()
 
 
 class History:
@@ -186,9 +192,9 @@ class History:
     rows = self._individual_rows(method)
     self._check_rows(method, rows)
     num_tasks = len(self.task_names)
-    columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * (9 + 2 * num_tasks)
+    columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * (10 + 2 * num_tasks)
     _, _, batch, archive, first, second, notes, mutation, seconds = columns[:9]
-    scores, taken = columns[9 : 9 + num_tasks], columns[9 + num_tasks :]
+    scores, taken = columns[9 : 9 + num_tasks], columns[9 + num_tasks : 9 + 2 * num_tasks]
 
     def pairs(one: Sequence[Any], other: Sequence[Any]) -> np.ndarray:
       return np.array([one, other], float).T.reshape(-1, 2)
@@ -237,15 +243,90 @@ class History:
         known[name] = (values, float(row[2]))
     return known
 
-  def remember(self, split: str, problem: str, values: Mapping[str, np.ndarray], seconds: float) -> None:
-    """Writes how individuals were scored, values `[K, B]` by name, so that they are never scored again."""
+  def remember(
+    self,
+    split: str,
+    problem: str,
+    values: Mapping[str, np.ndarray],
+    seconds: float,
+    answers: Mapping[str, Sequence[tuple[int, int, Sequence[str]]]] | None = None,
+  ) -> None:
+    """Writes how individuals were scored, so that they are never scored again.
+
+    Args:
+      split: whose questions.
+      problem: its fingerprint.
+      values: `[K, B]` by the name of the individual.
+      seconds: that each took.
+      answers: by name those of its answers that passed: task, sample, turns. Turns of more than `LONGEST_ANSWER`
+        characters are left out.
+    """
     rows = [
-      (split, problem, name, zlib.compress(np.asarray(own, np.float32).tobytes(), 1), json.dumps(own.shape), seconds)
+      (
+        split,
+        problem,
+        name,
+        _packed(np.asarray(own, np.float32)),
+        json.dumps(own.shape),
+        seconds,
+        _packed_answers((answers or {}).get(name, ())),
+      )
       for name, own in values.items()
     ]
     self._write(
-      lambda: self._connection.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)", rows)
+      lambda: self._connection.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
     )
+
+  def verified(
+    self, split: str, problem: str, names: Sequence[str] | None = None
+  ) -> dict[tuple[int, int], dict[tuple[str, ...], str]]:
+    """The distinct answers that passed, by task and sample, in the order in which they were first given.
+
+    Args:
+      split: whose questions.
+      problem: its fingerprint.
+      names: of the individuals that are listened to, in this order; None: all, in the order of scoring.
+
+    Returns:
+      By (task, sample): the turns of each answer, with the name of the individual that gave it first.
+    """
+    query = "SELECT individual, answers FROM evaluations WHERE split = ? AND problem = ? ORDER BY rowid"
+    told = {name: packed for name, packed in self._connection.execute(query, (split, problem)) if packed is not None}
+    found: dict[tuple[int, int], dict[tuple[str, ...], str]] = {}
+    for name in told if names is None else dict.fromkeys(names):
+      for task, sample, turns in self._unpacked(told[name]) if name in told else []:
+        found.setdefault((task, sample), {}).setdefault(tuple(turns), name)
+    return found
+
+  def num_verified(self, split: str) -> dict[str, tuple[int, int]]:
+    """By task, how many questions have an answer that passed, of how many; of the problem scored last. {} of none."""
+    last = self._connection.execute(
+      "SELECT problem, individual FROM evaluations WHERE split = ? ORDER BY rowid DESC LIMIT 1", (split,)
+    ).fetchone()
+    if last is None:
+      return {}
+    problem, individual = last
+    questions = (~np.isnan(self.recall(split, problem, [individual])[individual][0])).sum(axis=1)
+    passed = [task for task, _ in self.verified(split, problem)]
+    return {
+      name: (passed.count(task), int(count))
+      for task, (name, count) in enumerate(zip(self.task_names, questions, strict=True))
+    }
+
+  def skills(self, method: str, split: str, problem: str) -> list[np.ndarray | None]:
+    """The values `[K, B]` of each individual of a method, in the order of identity; None where none are kept."""
+    rows = self._connection.execute(
+      "SELECT individual FROM individuals WHERE method = ? ORDER BY identity", (method,)
+    ).fetchall()
+    known = self.recall(split, problem, [name for (name,) in rows])
+    return [known[name][0] if name in known else None for (name,) in rows]
+
+  def _unpacked(self, packed: bytes) -> list[tuple[int, int, list[str]]]:
+    try:
+      found = json.loads(zlib.decompress(packed))
+      return [(int(task), int(sample), [str(turn) for turn in turns]) for task, sample, turns in found]
+    except (zlib.error, ValueError, TypeError) as error:
+      raise HistoryError(f"{self._path}: damaged, the answers of an individual cannot be read ({error})") from error
 
   def _begin(self, method: str) -> None:
     self._connection.execute("INSERT OR IGNORE INTO methods (name) VALUES (?)", (method,))
@@ -285,12 +366,13 @@ class History:
         "CREATE TABLE methods (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, cells TEXT)",
         "CREATE TABLE individuals (method TEXT NOT NULL, identity INTEGER NOT NULL, batch INTEGER NOT NULL, "
         "archive INTEGER, parent_1 INTEGER, parent_2 INTEGER, note TEXT NOT NULL, mutation TEXT NOT NULL, "
-        f"seconds REAL NOT NULL{scores}{taken}, PRIMARY KEY (method, identity))",
+        f"seconds REAL NOT NULL{scores}{taken}, individual TEXT NOT NULL, PRIMARY KEY (method, identity))",
         "CREATE INDEX individuals_of_batch ON individuals (method, batch)",
         "CREATE TABLE batches (method TEXT NOT NULL, batch INTEGER NOT NULL, metrics TEXT NOT NULL, "
         "seconds REAL NOT NULL, written_at REAL NOT NULL, individuals INTEGER NOT NULL, PRIMARY KEY (method, batch))",
         "CREATE TABLE evaluations (split TEXT NOT NULL, problem TEXT NOT NULL, individual TEXT NOT NULL, "
-        "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (split, problem, individual))",
+        "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, answers BLOB, "
+        "PRIMARY KEY (split, problem, individual))",
         "CREATE TABLE tasks (number INTEGER PRIMARY KEY, name TEXT NOT NULL)",
       ):
         self._connection.execute(statement)
@@ -323,6 +405,7 @@ class History:
         batch.seconds / size,
         *(float(score) if np.isfinite(score) else None for score in batch.scores[p]),
         *(int(took) for took in batch.taken[p]),
+        batch.individuals[p] if batch.individuals else "",
       )
       for p in range(size)
     ]
@@ -409,7 +492,7 @@ def _readers(path: Path) -> str:
 def _problem_of(row: tuple[Any, ...], batch: int, num_tasks: int) -> str:
   """What about the row of an individual cannot be; "" where all can."""
   _, identity, own_batch, archive, first, second, notes, mutation, seconds = row[:9]
-  scores, taken = row[9 : 9 + num_tasks], row[9 + num_tasks :]
+  scores, taken = row[9 : 9 + num_tasks], row[9 + num_tasks : 9 + 2 * num_tasks]
   if own_batch != batch:
     return f"is of batch {own_batch}, expected {batch}"
   if archive is not None and (type(archive) is not int or not 0 <= archive < num_tasks):
@@ -427,6 +510,16 @@ def _problem_of(row: tuple[Any, ...], batch: int, num_tasks: int) -> str:
     return "" if isinstance(json.loads(notes), dict) else "its note is no mapping"
   except (TypeError, ValueError):
     return "its note cannot be read"
+
+
+def _packed(values: np.ndarray) -> bytes:
+  return zlib.compress(values.tobytes(), 1)
+
+
+def _packed_answers(answers: Sequence[tuple[int, int, Sequence[str]]]) -> bytes | None:
+  """None for none."""
+  kept = [(task, sample, turns) for task, sample, turns in answers if sum(map(len, turns)) <= LONGEST_ANSWER]
+  return zlib.compress(json.dumps(kept).encode(), 1) if kept else None
 
 
 def _quoted(name: str) -> str:

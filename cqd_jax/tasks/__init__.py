@@ -2,7 +2,7 @@
 
 from cqd_jax.tasks.episode import Engine, Episode, Message, Request
 from cqd_jax.tasks.execution import Execute, Harness, Job, Outcome
-from cqd_jax.tasks.problem import Problem, Sample, Scored, task_scores
+from cqd_jax.tasks.problem import Problem, Sample, Scored, TrainingSignal, Verified, task_scores
 from cqd_jax.tasks.task import Example, Split, Task, grade, grade_population
 from cqd_jax.tasks.text import TextProblem
 from cqd_jax.tasks.traced import TracedProblem
@@ -24,6 +24,8 @@ __all__ = [
   "Task",
   "TextProblem",
   "TracedProblem",
+  "TrainingSignal",
+  "Verified",
   "grade",
   "grade_population",
   "task_scores",

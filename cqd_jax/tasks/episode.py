@@ -34,6 +34,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from cqd_jax.genotypes.space import Candidates
 from cqd_jax.tasks.execution import Harness, Job, Outcome
+from cqd_jax.tasks.problem import TrainingSignal
 from cqd_jax.tasks.task import Example, Split, Task
 
 
@@ -97,6 +98,14 @@ class Engine(Protocol):
     Returns:
       Texts `[P][R_p]`.
     """
+
+
+@runtime_checkable
+class TrainableEngine(Protocol):
+  """An engine that can be differentiated: it knows the model behind the answers."""
+
+  def training_signal(self, dialogues: Sequence[Sequence[tuple[Message, ...]]]) -> TrainingSignal:
+    """To learn the assistant's turns of K lists of dialogues, none of them empty."""
 
 
 class OneTurn:

@@ -4,15 +4,29 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 
 from cqd_jax.genotypes.space import Space
-from cqd_jax.tasks.task import Split
-from cqd_jax.types import Genotype
+from cqd_jax.tasks.task import AskedSplit
+from cqd_jax.types import Genotype, Params, PRNGKey
+
+
+class Verified(NamedTuple):
+  """An answer that passed: a label that cost nothing but an evaluation.
+
+  Attributes:
+    task: index of its task.
+    sample: index of its question in the split.
+    turns: what the model said, turn by turn.
+  """
+
+  task: int
+  sample: int
+  turns: tuple[str, ...]
 
 
 class Scored(NamedTuple):
@@ -23,11 +37,13 @@ class Scored(NamedTuple):
       samples than others; a row whose evaluation failed is NaN whole.
     seconds: that it took.
     scores: `[P, K]` float32, filled in by `with_scores`; what archives and searches compare.
+    verified: of each individual the answers that passed; () where there are none to keep.
   """
 
   values: Any
   seconds: Any = 0.0
   scores: Any = None
+  verified: Sequence[Sequence[Verified]] = ()
 
   def with_scores(self) -> "Scored":
     """With `scores` as `task_scores` gives them, unless they are there."""
@@ -80,16 +96,16 @@ class Problem(Protocol):
 
   task_names: tuple[str, ...]
 
-  def fingerprint(self, split: Split) -> str:
+  def fingerprint(self, split: AskedSplit) -> str:
     """Names all that a score depends on beside the individual: samples, grader, settings of decoding.
 
     Parts are told apart by spaces and named, as `"coding=1f3a decoding=77b0"`, so that what changed can be named.
     """
 
-  def score(self, split: Split, individuals: Genotype, space: Space) -> Scored:
+  def score(self, split: AskedSplit, individuals: Genotype, space: Space) -> Scored:
     """Scores P individuals, leaves `[P, ...]`, of a space that scores them (`Space.scored_in`)."""
 
-  def samples(self, split: Split, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
+  def samples(self, split: AskedSplit, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
     """Up to `count` samples of each task as one individual (leaves `[...]`) answers them; () if none can be shown."""
 
 
@@ -97,8 +113,42 @@ class Problem(Protocol):
 class TracedScoring(Protocol):
   """A problem whose scoring JAX can trace, so that a search runs whole inside `jax.lax.scan`."""
 
-  def traced_values(self, split: Split, individuals: Genotype, space: Space) -> Any:
+  def traced_values(self, split: AskedSplit, individuals: Genotype, space: Space) -> Any:
     """`Scored.values` of P individuals, only by traceable operations."""
+
+
+class TrainingSignal(NamedTuple):
+  """What gradients follow. The functions are pure and traceable.
+
+  Attributes:
+    data: what batches are drawn from, a pytree of arrays.
+    draw: `(key, data) -> batch`.
+    loss: `(params, batch) -> losses [K]` float32 of ONE model, a loss for each task.
+  """
+
+  data: Any
+  draw: Callable[[PRNGKey, Any], Any]
+  loss: Callable[[Params, Any], Any]
+
+
+@runtime_checkable
+class Trainable(Protocol):
+  """A problem with a differentiable training signal."""
+
+  def training_signal(self, answers: Sequence[Verified]) -> TrainingSignal:
+    """To learn these answers to questions of the split "labels"; a problem without answers has its own signal.
+
+    Raises:
+      ValueError: if there is nothing to learn from.
+    """
+
+
+@runtime_checkable
+class Labeled(Protocol):
+  """A problem whose answers are texts, some of them known to be right."""
+
+  def references(self, split: AskedSplit) -> Sequence[Verified]:
+    """The answers that came with the questions of a split."""
 
 
 def changed_parts(before: str, now: str) -> list[str]:

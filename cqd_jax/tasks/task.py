@@ -36,6 +36,9 @@ from cqd_jax.tasks.execution import JSON, Execute, Harness, Job, Outcome, execut
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 
+AskedSplit: TypeAlias = Literal["train", "validation", "test", "labels"]
+"""Of a problem: "labels" are the questions of the training split whose verified answers are learned from."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:

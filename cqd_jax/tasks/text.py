@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from cqd_jax.genotypes.space import Candidates, Space, population_of_one, population_size
-from cqd_jax.tasks.episode import Engine, Episode, Message, Request, as_episode
+from cqd_jax.tasks.episode import Engine, Episode, Message, Request, TrainableEngine, as_episode
 from cqd_jax.tasks.execution import Execute, Harness, Job, Outcome, execute_distinct
-from cqd_jax.tasks.problem import Sample, Scored, Split
+from cqd_jax.tasks.problem import Sample, Scored, TrainingSignal, Verified
 from cqd_jax.tasks.source import source_digest
-from cqd_jax.tasks.task import Example, Task
+from cqd_jax.tasks.task import AskedSplit, Example, Split, Task
 from cqd_jax.types import Genotype
 
 NOTHING = Outcome("ok")
@@ -64,6 +64,7 @@ class TextProblem:
     engine: produces the answers.
     execute: runs them, as a rule a sandbox that starts when it is needed.
     max_new_tokens: most tokens that an answer may have.
+    num_labels: how many training questions of each task are the split "labels".
 
   Attributes:
     decode_seconds: spent in the engine so far.
@@ -73,7 +74,15 @@ class TextProblem:
     ValueError: naming the task: a name twice, or two harnesses of one name that differ.
   """
 
-  def __init__(self, tasks: Sequence[Task | Episode], engine: Engine, execute: Execute, *, max_new_tokens: int):
+  def __init__(
+    self,
+    tasks: Sequence[Task | Episode],
+    engine: Engine,
+    execute: Execute,
+    *,
+    max_new_tokens: int,
+    num_labels: int = 200,
+  ):
     self.episodes = tuple(as_episode(task) for task in tasks)
     self.task_names = tuple(episode.name for episode in self.episodes)
     if len(set(self.task_names)) != len(self.task_names):
@@ -82,17 +91,22 @@ class TextProblem:
     self.engine = engine
     self._execute = execute
     self._max_new_tokens = max_new_tokens
-    self._examples: dict[Split, list[list[Example]]] = {}
-    self._fingerprints: dict[Split, str] = {}
+    self._num_labels = num_labels
+    self._examples: dict[AskedSplit, list[list[Example]]] = {}
+    self._fingerprints: dict[AskedSplit, str] = {}
     self.decode_seconds = self.grade_seconds = 0.0
 
-  def examples(self, split: Split) -> list[list[Example]]:
+  def examples(self, split: AskedSplit) -> list[list[Example]]:
     """The samples of each task."""
     if split not in self._examples:
-      self._examples[split] = [list(episode.examples(split)) for episode in self.episodes]
+      if split == "labels":
+        self._examples[split] = [asked[: self._num_labels] for asked in self.examples("train")]
+      else:
+        own: Split = split
+        self._examples[split] = [list(episode.examples(own)) for episode in self.episodes]
     return self._examples[split]
 
-  def fingerprint(self, split: Split) -> str:
+  def fingerprint(self, split: AskedSplit) -> str:
     """For each task its samples, grader and harness; and what decoding depends on."""
     if split not in self._fingerprints:
       parts = [
@@ -103,7 +117,7 @@ class TextProblem:
       self._fingerprints[split] = " ".join([*parts, decoding])
     return self._fingerprints[split]
 
-  def score(self, split: Split, individuals: Genotype, space: Space) -> Scored:
+  def score(self, split: AskedSplit, individuals: Genotype, space: Space) -> Scored:
     """See `Problem`; plays every dialogue to its end."""
     started = time.perf_counter()
     dialogues = self.play(split, individuals, space)
@@ -112,9 +126,10 @@ class TextProblem:
     for p, by_task in enumerate(dialogues):
       for k, own in enumerate(by_task):
         values[p, k, : len(own)] = [dialogue.score for dialogue in own]
-    return Scored(values, time.perf_counter() - started)
+    verified = [_passed(by_task) for by_task in dialogues]
+    return Scored(values, time.perf_counter() - started, verified=verified)
 
-  def samples(self, split: Split, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
+  def samples(self, split: AskedSplit, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
     """Some samples of each task: first some that the individual fails, then some that it solves."""
     (by_task,) = self.play(split, population_of_one(individual), space)
     found = []
@@ -128,7 +143,40 @@ class TextProblem:
         found.append(Sample(name, prompt, dialogue.example.answer, answer, float(dialogue.score or 0)))
     return found
 
-  def play(self, split: Split, individuals: Genotype, space: Space) -> list[list[list[Dialogue]]]:
+  def references(self, split: AskedSplit) -> list[Verified]:
+    """See `Labeled`: the right answers that came with questions of one turn."""
+    return [
+      Verified(task, sample, (example.answer,))
+      for task, (episode, asked) in enumerate(zip(self.episodes, self.examples(split), strict=True))
+      for sample, example in enumerate(asked)
+      if episode.max_turns == 1 and example.answer
+    ]
+
+  def training_signal(self, answers: Sequence[Verified]) -> TrainingSignal:
+    """See `Trainable`; the engine has to know the model: each turn is learned after all that was said before it.
+
+    Raises:
+      ValueError: if the engine has no gradients, or a task has no answer to learn from.
+    """
+    if not isinstance(self.engine, TrainableEngine):
+      raise ValueError(f"engine: {type(self.engine).__name__} has no gradients; expected one as `local`")
+    dialogues: list[list[tuple[Message, ...]]] = [[] for _ in self.episodes]
+    for answer in answers:
+      dialogues[answer.task].append(self._replayed(answer))
+    if empty := [name for name, own in zip(self.task_names, dialogues, strict=True) if not own]:
+      raise ValueError(f"labels: no verified answer to any question of {empty[0]}; there is nothing to learn from")
+    return self.engine.training_signal(dialogues)
+
+  def _replayed(self, answer: Verified) -> tuple[Message, ...]:
+    """A dialogue as it went, executed again where it has several turns."""
+    dialogue = Dialogue(self.episodes[answer.task], self.examples("labels")[answer.task][answer.sample])
+    for turn in answer.turns:
+      job = dialogue.take(turn)
+      if len(dialogue.answers) < len(answer.turns):
+        dialogue.hear(NOTHING if job is None else self._execute([job])[0])
+    return dialogue.messages
+
+  def play(self, split: AskedSplit, individuals: Genotype, space: Space) -> list[list[list[Dialogue]]]:
     """All dialogues of P individuals to their end: `[P][K][B_k]`."""
     size = population_size(individuals)
     pairs = list(zip(self.episodes, self.examples(split), strict=True))
@@ -159,6 +207,16 @@ class TextProblem:
       dialogue.hear(NOTHING if job is None else next(results))
     self.decode_seconds += decoded - started
     self.grade_seconds += time.perf_counter() - decoded
+
+
+def _passed(by_task: Sequence[Sequence[Dialogue]]) -> list[Verified]:
+  """The answers of one candidate that reached the full score."""
+  return [
+    Verified(task, sample, tuple(dialogue.answers))
+    for task, own in enumerate(by_task)
+    for sample, dialogue in enumerate(own)
+    if dialogue.score is not None and dialogue.score >= 1
+  ]
 
 
 def harnesses_of(tasks: Sequence[Task | Episode]) -> list[Harness]:

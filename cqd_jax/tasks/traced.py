@@ -10,9 +10,10 @@ import numpy as np
 
 from cqd_jax.checks import check_population
 from cqd_jax.genotypes.space import Space, population_of_one, take
-from cqd_jax.low_rank import LowRankUpdate
-from cqd_jax.tasks.problem import Sample, Scored, Split
+from cqd_jax.low_rank import LowRankUpdate, combine_shared, partition_shared
+from cqd_jax.tasks.problem import Sample, Scored, TrainingSignal, Verified
 from cqd_jax.tasks.source import source_digest
+from cqd_jax.tasks.task import AskedSplit
 from cqd_jax.trees import leaf_path
 from cqd_jax.types import Genotype, Params
 
@@ -36,6 +37,7 @@ class TracedProblem:
     samples: `(params, data, count) -> samples` of one model to look at, on the host; a sample is a `Sample`, or its
       fields in order. None: there is nothing to show.
     batch_size: how many models are scored side by side; the batches follow one another. 1 takes the least memory.
+    loss: `(params, data) -> losses [K]` float32 of ONE model on the split "train", for searches that follow gradients.
 
   Raises:
     ValueError: naming the argument: no task, a name twice, no validation or test data.
@@ -44,11 +46,12 @@ class TracedProblem:
   def __init__(
     self,
     score: Callable[[Params, Any], Any],
-    data: Mapping[Split, Any],
+    data: Mapping[AskedSplit, Any],
     *,
     task_names: Sequence[str],
     samples: Callable[[Params, Any, int], Iterable[Any]] | None = None,
     batch_size: int = 1,
+    loss: Callable[[Params, Any], Any] | None = None,
   ):
     self.task_names = tuple(task_names)
     if not self.task_names or len(set(self.task_names)) != len(self.task_names):
@@ -61,10 +64,11 @@ class TracedProblem:
     self._data = {split: jax.tree.map(jnp.asarray, own) for split, own in data.items()}
     self._samples = samples
     self._batch_size = batch_size
+    self._loss = loss
     self._programs: dict[int, tuple[Space, Any]] = {}
-    self._fingerprints: dict[Split, str] = {}
+    self._fingerprints: dict[AskedSplit, str] = {}
 
-  def fingerprint(self, split: Split) -> str:
+  def fingerprint(self, split: AskedSplit) -> str:
     """The function's source (with what is bound to it) and the data of the split."""
     if split not in self._fingerprints:
       digest = hashlib.sha256()
@@ -75,11 +79,11 @@ class TracedProblem:
       self._fingerprints[split] = f"tasks={tasks} score={source_digest(self._score)} data={digest.hexdigest()[:16]}"
     return self._fingerprints[split]
 
-  def traced_values(self, split: Split, individuals: Genotype, space: Space) -> jax.Array:
+  def traced_values(self, split: AskedSplit, individuals: Genotype, space: Space) -> jax.Array:
     """Values `[P, K, B]` float32 of P individuals; NaN pads tasks with fewer samples."""
     return self._values(individuals, self._of(split), space)
 
-  def score(self, split: Split, individuals: Genotype, space: Space) -> Scored:
+  def score(self, split: AskedSplit, individuals: Genotype, space: Space) -> Scored:
     """See `Problem`. Programs are compiled once for each space and number of individuals."""
     import time
 
@@ -90,13 +94,30 @@ class TracedProblem:
     values = np.asarray(self._programs[id(space)][1](individuals, self._of(split)))
     return Scored(values, time.perf_counter() - started)
 
-  def samples(self, split: Split, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
+  def samples(self, split: AskedSplit, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
     """See `Problem`."""
     if self._samples is None:
       return ()
     params = take(_written_out(space.materialize(population_of_one(individual))), 0)
     found = self._samples(params, self._of(split), count)
     return [each if isinstance(each, Sample) else Sample(*each) for each in found]
+
+  def training_signal(self, answers: Sequence[Verified]) -> TrainingSignal:
+    """See `Trainable`: the loss on all training data.
+
+    Raises:
+      ValueError: if the problem was made without a loss, or without training data.
+    """
+    del answers
+    if self._loss is None:
+      raise ValueError("loss: this problem was made without one, so there is no gradient to follow")
+    own_loss = self._loss
+
+    def loss(params: Params, batch: Any) -> Any:
+      own, shared = partition_shared(params)
+      return own_loss(take(_written_out(combine_shared(population_of_one(own), shared)), 0), batch)
+
+    return TrainingSignal(self._of("train"), lambda key, data: data, loss)
 
   def _values(self, individuals: Genotype, data: Any, space: Space) -> jax.Array:
     size = check_population(individuals, "individuals")
@@ -119,7 +140,7 @@ class TracedProblem:
       [jnp.pad(row.astype(jnp.float32), (0, most - row.shape[0]), constant_values=jnp.nan) for row in rows]
     )
 
-  def _of(self, split: Split) -> Any:
+  def _of(self, split: AskedSplit) -> Any:
     if split not in self._data:
       raise ValueError(f"split: expected one of {', '.join(self._data)}, got {split!r}")
     return self._data[split]

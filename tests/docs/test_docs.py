@@ -16,7 +16,7 @@ from cqd_jax.run.text_run import tasks_of
 from cqd_jax.sandbox.sandbox import Sandbox, probe
 from cqd_jax.tasks import Message, Outcome, Request, TextProblem, TracedProblem, grade
 
-PAGES = ("script", "task", "operator", "method", "engine")
+PAGES = ("script", "task", "operator", "method", "engine", "distill")
 
 
 def blocks(pytestconfig, page, kind):
@@ -58,6 +58,23 @@ def test_a_script(pytestconfig, tmp_path, monkeypatch, capsys):
   exec(compile(example, "script.md", "exec"), {})
   assert "CycleQD, best elite" in capsys.readouterr().out
   assert (tmp_path / "runs" / "likeness" / "report.html").is_file()
+
+
+@pytest.mark.usefixtures("qdax_ranks")
+def test_one_model_is_taught(pytestconfig, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (example,) = blocks(pytestconfig, "distill", "python")
+  found = {}
+  exec(compile(example, "distill.md", "exec"), found)
+  means = {row.name: row.mean for row in found["result"].rows}
+  assert means["distill"] > max(mean for name, mean in means.items() if name != "distill" and mean is not None)
+  (named,) = blocks(pytestconfig, "distill", "yaml")
+  settings = parse_settings(yaml.safe_load(named), "distill.md")
+  assert settings.tasks.labels == 1000
+  assert [plug.use for plug in settings.methods] == ["distill", "distill"]
+  for plug in settings.methods:
+    own = {name: value for name, value in plug.settings.items() if name != "name"}
+    resolve("methods", Plug(plug.use, own), "methods")
 
 
 def test_a_task(as_module):

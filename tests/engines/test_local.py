@@ -1,5 +1,7 @@
 """The decoder in this process as an engine: who is asked what, groups that are filled up, and what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from cqd_jax.engines import Candidates, Engine, LocalEngine, local
 from cqd_jax.engines.text_interface import TextInterface, miniature_interface
 from cqd_jax.genotypes.space import dense_space
-from cqd_jax.models import DecoderConfig, greedy_decode, init_params
+from cqd_jax.models import DecoderConfig, forward, greedy_decode, init_params
 from cqd_jax.tasks import Message, Request
 from cqd_jax.tasks.skills.training import prompt_tokens
 from cqd_jax.tasks.skills.vocabulary import SEPARATOR
@@ -104,3 +106,30 @@ def test_a_dialogue_with_a_miniature_model_is_its_messages_each_with_a_separator
   assert one[-1] == SEPARATOR
   longer = encode_dialogue((Message("user", "add 1 to x"), Message("assistant", "x + 1"), Message("user", "x")))
   assert longer == [*one, *encode_text("x + 1"), SEPARATOR, *encode_text("x"), SEPARATOR]
+
+
+def test_the_training_signal_is_the_cross_entropy_of_answers_task_by_task(candidates):
+  interface = dataclasses.replace(INTERFACE, encode_answer=lambda messages, text: [*encode([Message("", text)]), END])
+  talks = {
+    "one": [[("user", "cd"), ("assistant", "e")], [("user", "k"), ("assistant", "ghi")]],
+    "two": [[("user", "d"), ("assistant", "a"), ("user", "hd"), ("assistant", "kk")]],
+  }
+  dialogues = [[tuple(Message(*turn) for turn in talk) for talk in own] for own in talks.values()]
+  signal = LocalEngine(interface).training_signal(dialogues)
+  rows, counts = signal.data
+  assert counts.tolist() == [1, 1]  # so that any batch holds just these rows
+  params = jax.tree.map(lambda leaf: leaf[1], candidates.genotypes)
+  losses = signal.loss(params, signal.draw(jax.random.key(0), signal.data))
+
+  def cross_entropy(asked, answer):
+    ids = [*encode([Message("", asked)]), *encode([Message("", answer)]), END]
+    logits = np.asarray(forward(params, CONFIG, jnp.asarray([ids])), np.float64)[0]
+    log = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return [-log[index - 1, ids[index]] for index in range(len(asked), len(ids))]
+
+  expected = [
+    np.mean(cross_entropy("cd", "e") + cross_entropy("k", "ghi")),
+    np.mean(cross_entropy("d", "a") + cross_entropy("dahd", "kk")),
+  ]
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert rows.loss_mask.sum() == 2 + 4 + 2 + 3

@@ -46,7 +46,7 @@ def tiny_settings(folder, **changes):
     "engine": Plug("local", {"prompt_buckets": 1}),
     "max_new_tokens": 20,
     "swarm_sizes": (2, 50),
-    "tasks": TaskSettings(train=400, validation=6, test=8),
+    "tasks": TaskSettings(train=400, validation=6, test=8, labels=6),
     "training": TrainingSettings(
       rows=8, base_schedule_steps=30, base_stop_at=2.0, expert_steps=40, expert_learning_rates=(3e-3,) * 3
     ),

@@ -12,8 +12,11 @@ from experiment_cases import load_model, needs_sandbox, tiny_evolution, tiny_set
 from rich.console import Console
 
 from cqd_jax.cli.main import main
+from cqd_jax.config.plugs import Plug
 from cqd_jax.config.settings import TrainingSettings, load_settings
+from cqd_jax.run.check import check
 from cqd_jax.run.commands import evaluate
+from cqd_jax.run.distill import distill
 from cqd_jax.run.experiment import run_experiment
 from cqd_jax.run.files import open_run
 from cqd_jax.run.plan import dry_run
@@ -145,6 +148,26 @@ def test_model_folders_are_the_models_that_were_scored(finished):
     assert sample.keys() == {"task", "prompt", "gold", "answer", "score", "pictures"}
   passed = sum(sample["score"] for sample in scores["samples"])
   assert passed == round(sum(row.scores.values()) * 8)  # all 8 test questions per task are shown
+
+
+@needs_sandbox
+def test_one_model_learns_what_is_right_and_the_table_has_its_row(finished, tmp_path):
+  run, console = tmp_path / "run", Console(file=(tmp_path / "log").open("w"), width=120)
+  shutil.copytree(finished[0][1].run_dir, run)
+  plug = Plug("distill", {"name": "taught", "labels": "references", "scales": [0.5], "steps": 2, "validate_every": 2})
+  before = json.loads((run / "scores.json").read_text())["test"]
+  folder = distill(run, plug, console)
+  after = json.loads((run / "scores.json").read_text())["test"]
+  assert after[:-1] == before
+  assert (after[-1]["name"], after[-1]["evaluations"]) == ("taught", 2)
+  assert evaluate(run, "taught", "test", console) == pytest.approx(after[-1]["scores"])
+  assert load_model(folder)[1]["method"] == "taught"
+  assert "| taught |" in (run / "table.md").read_text()
+  check(run, console)
+  for name, message in (("taught", "taught: already exists"), ("CycleQD", "has a method named 'CycleQD'")):
+    with pytest.raises(ValueError, match=message):
+      distill(run, Plug("distill", {"name": name}), console)
+  console.file.close()
 
 
 @needs_sandbox

@@ -422,13 +422,13 @@ def test_a_missing_damaged_or_foreign_file_is_refused_by_name(tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(HistoryError, match=f"{name}: "):
       History(tmp_path / name, NAMES)
-  for version in (0, 1, 2):
+  for version in (0, 1, 2, 3):
     path = tmp_path / f"other-{version}.sqlite"
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE t (x)")
     other.execute(f"PRAGMA user_version = {version}")
     other.close()
-    with pytest.raises(HistoryError, match=f"expected a history of format 3, got {version}"):
+    with pytest.raises(HistoryError, match=f"expected a history of format 4, got {version}"):
       History(path, NAMES)
 
 
@@ -478,3 +478,43 @@ def test_a_process_killed_while_it_writes_leaves_whole_batches(tmp_path):
       assert second >= written
       written = second
   assert first + second > 5
+
+
+def test_answers_that_passed_are_told_once_and_with_who_gave_them_first(tmp_path):
+  zeros = np.zeros((3, 2), np.float32)
+  given = {
+    "a": [(0, 1, ("sum(x)",)), (2, 0, ("ls", "ls | wc -l"))],
+    "b": [(0, 1, ("sum(x)",)), (0, 1, ("sum(y)",)), (0, 0, ("ü", ""))],
+    "c": [(1, 0, ("x" * 20_001,))],
+  }
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    history.remember("labels", "p=1", {"b": zeros}, 1.0, given)
+    history.remember("labels", "p=1", {"a": zeros, "c": zeros, "d": zeros}, 1.0, given)
+    history.remember("test", "p=1", {"a": zeros}, 1.0, {"a": [(1, 1, ("other split",))]})
+    first = {("sum(x)",): "b", ("sum(y)",): "b"}
+    assert history.verified("labels", "p=1") == {
+      (0, 1): first,
+      (0, 0): {("ü", ""): "b"},
+      (2, 0): {("ls", "ls | wc -l"): "a"},
+    }
+    assert history.verified("labels", "p=1", ["a", "nobody", "a"]) == {
+      (0, 1): {("sum(x)",): "a"},
+      (2, 0): {("ls", "ls | wc -l"): "a"},
+    }
+    assert history.verified("labels", "p=2") == {}
+    assert history.num_verified("labels") == {name: (count, 2) for name, count in zip(NAMES, (2, 0, 1), strict=True)}
+    assert history.num_verified("train") == {}
+    history._connection.execute("UPDATE evaluations SET answers = x'00' WHERE individual = 'a' AND split = 'labels'")
+    with pytest.raises(HistoryError, match=r"h\.sqlite: damaged, the answers"):
+      history.verified("labels", "p=1")
+
+
+def test_the_skill_vector_of_every_individual_is_at_hand(tmp_path):
+  values = {name: np.full((3, 2), number, np.float32) for number, name in enumerate(("one", "two"))}
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    history.remember("validation", "p=1", values, 1.0)
+    batch = batch_of(0)
+    names = ["two", "one", *["unknown"] * (len(batch.identities) - 2)]
+    history.add(METHOD, dataclasses.replace(batch, individuals=names))
+    known = history.skills(METHOD, "validation", "p=1")
+  assert [None if own is None else own[0, 0] for own in known] == [1, 0, *[None] * (len(names) - 2)]

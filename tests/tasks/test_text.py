@@ -14,7 +14,18 @@ from cqd_jax.engines.local import LocalEngine
 from cqd_jax.engines.text_interface import TextInterface
 from cqd_jax.genotypes.space import dense_space
 from cqd_jax.models import DecoderConfig, greedy_decode, init_params
-from cqd_jax.tasks import Episode, Example, Harness, Job, Message, Outcome, Request, TextProblem
+from cqd_jax.tasks import (
+  Episode,
+  Example,
+  Harness,
+  Job,
+  Message,
+  Outcome,
+  Request,
+  TextProblem,
+  TrainingSignal,
+  Verified,
+)
 from cqd_jax.tasks import episode as episode_module
 from cqd_jax.tasks.text import harnesses_of
 
@@ -479,3 +490,49 @@ def test_the_fingerprint_of_the_decoder_is_that_of_tokenizer_and_ends():
 def test_requests_hold_what_was_said():
   request = Request((Message("user", "a"),), 3)
   assert (request.messages[0].role, request.messages[0].content, request.max_new_tokens) == ("user", "a", 3)
+
+
+def test_answers_that_passed_come_back_with_the_scores():
+  engine = Scripted(lambda number, request: request.messages[0].content[0] if number else "x")
+  problem = TextProblem([Echo("one", 0), Echo("two", 1)], engine, echo, max_new_tokens=4, num_labels=3)
+  individuals, space = numbered(0, 1)
+  scored = problem.score("labels", individuals, space)
+  assert scored.values.shape == (2, 2, 3)
+  nothing, everything = scored.verified
+  prompts = [[example.prompt for example in own] for own in problem.examples("labels")]
+  assert nothing == []
+  assert [(answer.task, answer.sample) for answer in everything] == [(k, b) for k in range(2) for b in range(3)]
+  assert all(answer.turns == (prompts[answer.task][answer.sample][0],) for answer in everything)
+  assert problem.fingerprint("labels") != problem.fingerprint("train")
+  assert [len(own) for own in problem.examples("train")] == [5, 5]
+
+
+def test_references_are_the_answers_that_came_with_the_questions():
+  problem = TextProblem([Echo("one", 0), Chatter()], Scripted(lambda *_: ""), echo, max_new_tokens=4, num_labels=2)
+  answers = [example.answer for example in problem.examples("labels")[0]]
+  assert [(each.task, each.turns[0]) for each in problem.references("labels")] == [(0, answer) for answer in answers]
+
+
+def test_what_cannot_be_learned_is_named():
+  scripted = TextProblem([Echo("one", 0)], Scripted(lambda *_: ""), echo, max_new_tokens=4)
+  with pytest.raises(ValueError, match="engine: Scripted has no gradients"):
+    scripted.training_signal([Verified(0, 0, ("c",))])
+  silent = TextProblem([Echo("one", 0)], LocalEngine(INTERFACE), echo, max_new_tokens=4)
+  with pytest.raises(ValueError, match="no verified answer to any question of one"):
+    silent.training_signal([])
+  with pytest.raises(ValueError, match="interface: expected `encode_answer`"):
+    silent.training_signal([Verified(0, 0, ("c",))])
+
+
+def test_every_turn_of_a_dialogue_is_learned_after_what_was_said_before_it():
+  learned = []
+
+  class Listening(LocalEngine):
+    def training_signal(self, dialogues):
+      learned.extend(dialogues)
+      return TrainingSignal((), lambda key, data: data, lambda params, batch: batch)
+
+  problem = TextProblem([Chatter()], Listening(INTERFACE), echo, max_new_tokens=4)
+  problem.training_signal([Verified(0, 1, ("a", "k"))])
+  said = [("user", "ddf"), ("assistant", "a"), ("user", "hd"), ("assistant", "k")]
+  assert learned == [[tuple(Message(*turn) for turn in said)]]
