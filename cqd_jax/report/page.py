@@ -128,6 +128,7 @@ def _row(row: Any) -> dict[str, Any]:
     "mean": _number(row["mean"]),
     "minimum": _number(row["minimum"]),
     "evaluations": row.get("evaluations", 0),
+    "answers": row.get("answers", 0),
     "solved": {str(size): _number(share) for size, share in row.get("solved", {}).items()},
     "chosen": {name: _number(value) for name, value in row.get("chosen", {}).items()},
   }

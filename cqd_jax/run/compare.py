@@ -25,6 +25,7 @@ class Offer:
     space: of its individuals.
     model: its one model, leaves `[...]`; None if it is a swarm only.
     evaluations: individuals that its method scored on validation.
+    answers: to questions of any split but test, that its method asked for.
     members: its individuals, leaves `[M, ...]`; None if it has no population.
     values: `[M, K, B]` validation values of the members.
     chosen: settings that were chosen on validation, by name.
@@ -37,6 +38,7 @@ class Offer:
   members: Genotype | None = None
   values: np.ndarray | None = None
   chosen: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  answers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Row:
     mean: over tasks; None for a swarm only.
     minimum: over tasks; None for a swarm only.
     evaluations: individuals that its method scored on validation.
+    answers: to questions of any split but test, that its method asked for: what it cost.
     solved: by number of members, what they solve together: the mean over questions of the best of them.
     chosen: settings that the method chose on validation, by name.
   """
@@ -60,6 +63,7 @@ class Row:
   evaluations: int
   solved: dict[int, float] = dataclasses.field(default_factory=dict)
   chosen: dict[str, float] = dataclasses.field(default_factory=dict)
+  answers: int = 0
 
 
 def plain_offers(context: RunContext) -> list[Offer]:
@@ -76,12 +80,12 @@ def plain_offers(context: RunContext) -> list[Offer]:
   ]
 
 
-def offers_of(searched: Searched) -> list[Offer]:
+def offers_of(context: RunContext, searched: Searched) -> list[Offer]:
   """What a method offers: its best individual, and the aggregate of the archives where it has any."""
   population = searched.population()
   best = searched.best(population)
   has_archives = searched.repertoire is not None
-  name = searched.method.name
+  name, answers = searched.method.name, _num_answers(context, searched, np.asarray(population.values))
   offer = Offer(
     name=f"{name}, best elite" if has_archives else name,
     space=searched.space,
@@ -90,10 +94,20 @@ def offers_of(searched: Searched) -> list[Offer]:
     members=population.genotypes if len(population.values) > 1 else None,
     values=np.asarray(population.values),
     chosen=dict(population.chosen),
+    answers=answers,
   )
   if not has_archives:
     return [offer]
-  return [offer, Offer(f"{name}, aggregate", searched.space, aggregated(searched), searched.evaluations)]
+  total = Offer(f"{name}, aggregate", searched.space, aggregated(searched), searched.evaluations, answers=answers)
+  return [offer, total]
+
+
+def _num_answers(context: RunContext, searched: Searched, values: np.ndarray) -> int:
+  """Of its candidates to all validation questions, and of those that it learns from to the training questions."""
+  answers = searched.evaluations * int((~np.isnan(values[:1])).sum())
+  if teachers := int(getattr(searched.algorithm, "num_teachers", 0)):
+    answers += teachers * sum(questions for _, questions in context.history.num_verified("labels").values())
+  return answers
 
 
 def aggregated(searched: Searched) -> Genotype:
@@ -120,10 +134,11 @@ def _score_row(context: RunContext, offer: Offer) -> Row:
   solved = _solved_by_members(context, offer)
   chosen = dict(offer.chosen)
   if offer.model is None:
-    return Row(offer.name, {}, None, None, offer.evaluations, solved, chosen)
+    return Row(offer.name, {}, None, None, offer.evaluations, solved, chosen, offer.answers)
   scores = context.scorer.score("test", population_of_one(offer.model), offer.space).scores[0]
   by_task = dict(zip(context.task_names, scores.tolist(), strict=True))
-  return Row(offer.name, by_task, float(scores.mean()), float(scores.min()), offer.evaluations, solved, chosen)
+  mean, minimum = float(scores.mean()), float(scores.min())
+  return Row(offer.name, by_task, mean, minimum, offer.evaluations, solved, chosen, offer.answers)
 
 
 def _solved_by_members(context: RunContext, offer: Offer) -> dict[int, float]:

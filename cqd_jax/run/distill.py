@@ -58,7 +58,7 @@ def distill(run_dir: Path, plug: Plug, console: Console) -> Path:
     context = dataclasses.replace(context, interrupt=interrupt)
     context.teachers.swarm = swarm.population(), swarm.space
     searched = Loop(context, method, first=False).run()
-    (row,) = score_on_test(context, offers_of(searched))
+    (row,) = score_on_test(context, offers_of(context, searched))
     write_best(context, searched, folder)
     sizes, names = context.swarm_sizes, context.task_names
   rows = _with_row(files, row, names, sizes) if files.finished else [row]

@@ -63,6 +63,7 @@ class TableRow(TypedDict):
   evaluations: Count
   solved: dict[str, float]
   chosen: NotRequired[dict[str, float]]
+  answers: NotRequired[Count]
 
 
 @with_config(STRICT)

@@ -109,8 +109,8 @@ def run_stages(context: RunContext, methods: Sequence[Method], facts: dict[str, 
     others = [loop.run() for loop in loops[1:]]
     offers = [
       *plain_offers(context),
-      *(offer for searched in others for offer in offers_of(searched)),
-      *offers_of(first),
+      *(offer for searched in others for offer in offers_of(context, searched)),
+      *offers_of(context, first),
     ]
   with stage(files, "test"):
     rows = score_on_test(context, offers)
@@ -130,7 +130,7 @@ def show(result: Result, files: RunFiles, console: Console, title: str) -> None:
   console.print(f"{stages}; {sum(result.seconds.values()):.0f} s in all", highlight=False)
   console.print(
     f"any {'/'.join(map(str, record.swarm_sizes))}: what so many members solve together, chosen on validation; scored: "
-    "candidates scored on validation",
+    "candidates scored on validation; answers: in all, those that were learned from included",
     highlight=False,
   )
   console.print(f"Report: {files.report} (open it in a browser)", highlight=False)

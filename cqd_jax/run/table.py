@@ -9,6 +9,9 @@ from rich.table import Table
 from cqd_jax.run.compare import Row
 from cqd_jax.store.markdown import markdown_table
 
+COST = ("scored", "answers")
+"""What a method cost: candidates scored on validation, and answers in all, those that it learned from included."""
+
 
 def make_table(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes: Sequence[int], title: str) -> Table:
   """The rows for a terminal; the best of each column is bold."""
@@ -16,14 +19,14 @@ def make_table(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes: Sequ
   best = [max((value for value in column if value is not None), default=None) for column in zip(*values, strict=True)]
   table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
   table.add_column("model", no_wrap=True)
-  for column in (*_columns(task_names, swarm_sizes), "scored"):
+  for column in (*_columns(task_names, swarm_sizes), *COST):
     table.add_column(escape(column), justify="right", no_wrap=True)
   for row, entries in zip(rows, values, strict=True):
     cells = [
       "" if entry is None else f"[bold]{entry:.3f}[/bold]" if entry == top else f"{entry:.3f}"
       for entry, top in zip(entries, best, strict=True)
     ]
-    table.add_row(escape(row.name), *cells, str(row.evaluations or ""))
+    table.add_row(escape(row.name), *cells, *_cost(row))
   return table
 
 
@@ -33,9 +36,12 @@ def rows_as_markdown(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes
     [row.name, *("" if value is None else f"{value:.3f}" for value in _values(row, task_names, swarm_sizes))]
     for row in rows
   ]
-  evaluations = [str(row.evaluations or "") for row in rows]
-  header = ["model", *_columns(task_names, swarm_sizes), "scored"]
-  return markdown_table(header, [[*entries, scored] for entries, scored in zip(cells, evaluations, strict=True)])
+  header = ["model", *_columns(task_names, swarm_sizes), *COST]
+  return markdown_table(header, [[*entries, *_cost(row)] for entries, row in zip(cells, rows, strict=True)])
+
+
+def _cost(row: Row) -> list[str]:
+  return [str(row.evaluations or ""), f"{row.answers:,}" if row.answers else ""]
 
 
 def _columns(task_names: Sequence[str], swarm_sizes: Sequence[int]) -> list[str]:

@@ -58,7 +58,8 @@ class Algorithm(Protocol):
   Optional attributes: `space`, what the genotypes mean (default: the root space of the run); `variation`, a line on how
   children are made, for the history; `repertoire(state)`, the archives, where there are any; `budget`, how many
   children to score where that is not the run's to say; `traceable = False`, where ask and tell are NumPy's;
-  `writes_model = True`, where the best individual is a result that a run keeps as a model folder.
+  `writes_model = True`, where the best individual is a result that a run keeps as a model folder; `num_teachers`, how
+  many individuals answer the training questions that it learns from.
   """
 
   batch_size: int

@@ -47,12 +47,14 @@ class ArchiveSearch:
     batch_size: P, of the emitter.
     space: as given.
     variation: as given.
+    num_teachers: whose answers the emitter learns from.
   """
 
   def __init__(self, emitter: Emitter, *, space: Space, cells: MakeCells, budget: int, variation: str = ""):
     self.batch_size = int(emitter.batch_size)
     self.space = space
     self.variation = variation
+    self.num_teachers = int(getattr(emitter, "num_teachers", 0))
     self._cells = cells
     self._budget = budget
     self._cycleqd = CycleQD(None, emitter)

@@ -66,6 +66,7 @@ class GradientEmitter(CycleQDEmitter):
     if follow not in FOLLOWED:
       raise ValueError(f"follow: expected one of {', '.join(FOLLOWED)}, got {follow!r}")
     teachers.check(labels)
+    self.num_teachers = space.num_experts if labels == "experts" else 0
     self._space = space
     self._teachers = teachers
     self._rates = jnp.full(steps, learning_rate, jnp.float32)

@@ -152,7 +152,12 @@ def make_rows(draw, task_names):
     scores = dict(zip(task_names, np.round(draw.uniform(0.05, 0.9, len(task_names)), 3).tolist(), strict=True))
     many = name.startswith(("random", "CMA-ES", "CycleQD, best"))
     row = {"name": name, "scores": scores, "mean": float(np.mean([*scores.values()])), "minimum": min(scores.values())}
-    row |= {"evaluations": 200 if many else 0, "solved": {"3": 0.81, "8": 0.9} if many else {}, "chosen": {}}
+    row |= {
+      "evaluations": 200 if many else 0,
+      "answers": 60_000 if many else 0,
+      "solved": {"3": 0.81, "8": 0.9} if many else {},
+      "chosen": {},
+    }
     if name == "the experts together":
       row |= {"scores": {}, "mean": None, "minimum": None, "solved": {"3": 0.88}}
     rows.append(row)

@@ -30,7 +30,8 @@ function scoreColumns() {
 }
 
 function scoreTable() {
-  const { rows } = record, columns = scoreColumns(), searched = rows.some((row) => row.evaluations);
+  const { rows } = record, columns = scoreColumns();
+  const costs = [["scored", "evaluations"], ["answers", "answers"]].filter(([, name]) => rows.some((row) => row[name]));
   const values = rows.map((row) => columns.map(([, value]) => value(row)));
   const best = columns.map((_, i) => Math.max(...values.map((row) => row[i] ?? -Infinity)));
   const longest = Math.max(1, ...best);
@@ -45,9 +46,9 @@ function scoreTable() {
     return html("tr", { class: row.name.startsWith("CycleQD") ? "own" : null },
       html("th", { scope: "row" }, row.name, chosen ? html("small", {}, chosen) : null),
       values[i].map(cell),
-      searched ? html("td", { class: "plain" }, row.evaluations ? row.evaluations.toLocaleString("en") : "") : null);
+      costs.map(([, name]) => html("td", { class: "plain" }, row[name] ? row[name].toLocaleString("en") : "")));
   });
-  const names = ["model", ...columns.map(([name]) => name), ...(searched ? ["scored"] : [])];
+  const names = ["model", ...columns.map(([name]) => name), ...costs.map(([name]) => name)];
   const head = html("tr", {}, names.map(heading));
   return html("table", { class: "scores" }, html("thead", {}, head), html("tbody", {}, body));
 }
@@ -63,6 +64,7 @@ function drawScores() {
     swarms.length ? `any ${swarms[0]}: the share of questions that at least one of ${swarms[0]} models solves, which ` +
       "were chosen on validation to complement each other." : "",
     rows.some((row) => row.evaluations) ? "scored: how many candidates a method tried on validation." : "",
+    rows.some((row) => row.answers) ? "answers: all that a method asked for, those that it learned from included." : "",
   ];
   fill("scores-content",
     html("p", { class: "lead" }, "The mean over test samples, new to training and search: of verdicts, the share that is right."),
