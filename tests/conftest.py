@@ -26,7 +26,11 @@ if QUICK not in os.environ.get("XLA_FLAGS", ""):
 
 # So are the programs of the commands that tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# What is this small is computed before other threads wake up: they only spin. PyTorch's and NumPy's are meant.
+for library in ("OMP", "OPENBLAS", "MKL"):
+  os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
+import eager_moves  # noqa: E402
 import jax  # noqa: E402
 from jax._src.interpreters import mlir  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -34,6 +38,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 # JAX makes a context of MLIR for each program, which takes longer than to compile most of those here. One serves all.
 if hasattr(mlir, "make_ir_context"):
   mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+
+eager_moves.install()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
@@ -53,6 +59,9 @@ def pytest_collection_modifyitems(items):
   """Orders files; those of one file stay together, since they share what takes long to make (--dist loadfile)."""
   places = {name: place for place, name in enumerate(LONGEST_FIRST)}
   items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+  # Programs are thousands of objects each: collected less often, and what was imported never looked at again.
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
   if "CQD_LONG" not in os.environ:
     for item in items:
       if item.get_closest_marker("long"):
