@@ -82,6 +82,8 @@ def inspect(moment, basis, ask, rate, tell):
   """Some more children, and what each of the three programs gathers."""
   repertoire, state, key = moment
   children, info = ask(repertoire, state, key)
+  if ARGUMENTS.process != 0 or ARGUMENTS.population * ARGUMENTS.model == 1:
+    return children, {}  # nobody reads it; the programs are compiled once more for it
   scores = jnp.full((CHILDREN, 3), 0.5)
   programs = {
     "ask": ask.lower(repertoire, state, key),

@@ -1,5 +1,7 @@
 """Models whose matrices are low-rank updates of one base: the same logits and tokens as those written out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,11 @@ from cqd_jax.models import (
   unstack_layers,
 )
 
+run = jax.jit(forward, static_argnums=1)
+write_out = jax.jit(lambda basis, population: jax.vmap(basis.materialize)(population))
 
+
+@functools.cache
 def make_basis(config, dtype="float32", rank=2):
   base = make_model(config, dtype=dtype)
   experts = jax.tree.map(
@@ -25,6 +31,7 @@ def make_basis(config, dtype="float32", rank=2):
   return CoreBasis.from_experts(base, experts, rank=rank)
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def make_population(basis, size):
   weights = jax.random.dirichlet(jax.random.key(0), jnp.ones(basis.num_experts), (size,))
   return jax.tree.map(lambda leaf: jnp.einsum("pk,k...->p...", weights, leaf), basis.experts)
@@ -36,8 +43,8 @@ def test_logits_agree_with_the_materialized_model(name):
   basis = make_basis(config)
   genotype = jax.tree.map(lambda leaf: leaf[0], make_population(basis, 1))
   ids = random_tokens(config, 2, 9)
-  written = forward(basis.materialize(genotype), config, ids)
-  shared = forward(basis.apply(genotype), config, ids)
+  written = run(basis.materialize(genotype), config, ids)
+  shared = run(basis.apply(genotype), config, ids)
   np.testing.assert_allclose(shared, written, rtol=1e-4, atol=1e-4)
 
 
@@ -45,10 +52,10 @@ def test_logits_agree_in_bfloat16():
   basis = make_basis(PLAIN, "bfloat16")
   genotype = jax.tree.map(lambda leaf: leaf[0], make_population(basis, 1))
   ids = random_tokens(PLAIN, 2, 9)
-  written = np.asarray(forward(basis.materialize(genotype), PLAIN, ids))
-  shared = np.asarray(forward(basis.apply(genotype), PLAIN, ids))
+  written = np.asarray(run(basis.materialize(genotype), PLAIN, ids))
+  shared = np.asarray(run(basis.apply(genotype), PLAIN, ids))
   wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), basis)
-  exact = np.asarray(forward(wide.materialize(genotype), PLAIN, ids))
+  exact = np.asarray(run(wide.materialize(genotype), PLAIN, ids))
   # Both round on the way; the shared one not much more than the one that is written out.
   assert np.linalg.norm(shared - exact) < 2 * np.linalg.norm(written - exact)
 
@@ -63,7 +70,7 @@ def test_decoding_agrees_with_the_materialized_models(name, group_size, unstacke
   prompts = [list(map(int, random_tokens(config, length, seed=length))) for length in (3, 7, 4)]
   buckets = bucket_prompts(prompts, num_buckets=2)
   options = {"max_new_tokens": 6, "end_ids": (0, 5)}
-  written = jax.vmap(basis.materialize)(population)
+  written = write_out(basis, population)
   params = basis.apply(population)
   expected = decode_population(written, config, buckets, **options)
   if unstacked:
@@ -86,7 +93,7 @@ def test_candidates_of_one_base_continue_their_own_prompts(group_size):
   buckets = bucket_population_prompts(prompts, num_buckets=2)
   options = {"max_new_tokens": 6, "end_ids": (0, 5)}
   tokens, lengths = decode_population(basis.apply(population), config, buckets, group_size=group_size, **options)
-  written = jax.vmap(basis.materialize)(population)
+  written = write_out(basis, population)
   for p, own in enumerate(prompts):
     member = jax.tree.map(lambda leaf, p=p: leaf[p : p + 1], written)
     expected = decode_population(member, config, bucket_prompts(own, num_buckets=1), **options)
@@ -102,13 +109,13 @@ def test_a_base_that_is_unstacked_serves_a_population(group_size):
   population = basis.experts
   buckets = bucket_prompts([[3, 4, 5], [6, 7]], num_buckets=1)
   options = {"max_new_tokens": 5, "end_ids": (0,)}
-  written = jax.vmap(basis.materialize)(population)
+  written = write_out(basis, population)
   expected = decode_population(written, PLAIN, buckets, **options)
   found = decode_population(basis.apply(population), PLAIN, buckets, group_size=group_size, **options)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   stacked = make_model(PLAIN)
   ids = random_tokens(PLAIN, 2, 5)
-  np.testing.assert_allclose(forward(base, PLAIN, ids), forward(stacked, PLAIN, ids), atol=1e-5)
+  np.testing.assert_allclose(run(base, PLAIN, ids), run(stacked, PLAIN, ids), atol=1e-5)
   assert unstack_layers(base) is base
 
 
@@ -126,6 +133,8 @@ def test_a_gradient_reaches_the_core():
   def loss(genotype, model):
     return jnp.square(forward(model(genotype), PLAIN, ids)).mean()
 
-  ours, written = (jax.grad(loss)(genotype, model) for model in (basis.apply, basis.materialize))
+  ours, written = (
+    jax.jit(jax.grad(functools.partial(loss, model=model)))(genotype) for model in (basis.apply, basis.materialize)
+  )
   jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3), ours, written)
   assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(ours))
