@@ -6,7 +6,7 @@ batch touches: its cost grows with the batch, never with the number of cells or 
 """
 
 import functools
-from typing import cast
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -202,21 +202,16 @@ class CyclingRepertoire(Repertoire):
       return self
     size = min(most, max(2 * self.capacity, self.capacity + num_slots))
     added = size - self.capacity
-
-    def pad(leaf: Array) -> Array:
-      return jnp.pad(leaf, ((0, added),) + ((0, 0),) * (leaf.ndim - 1))
-
-    padded = jax.tree.map(pad, (self.genotypes, self.scores, self.extra_scores, self.lineage, self.held))
-    genotypes, scores, extra_scores, lineage, held = padded
+    genotypes, extra_scores, held = _pad_slots((self.genotypes, self.extra_scores, self.held), added=added, fill=0)
     num_free = int(self.num_free)
     free = np.zeros(size, np.int32)
     free[:added] = np.arange(size - 1, self.capacity - 1, -1)
     free[added : added + num_free] = np.asarray(self.free)[:num_free]
     return self.replace(
       genotypes=genotypes,
-      scores=scores.at[self.capacity :].set(-jnp.inf),
+      scores=_pad_slots(self.scores, added=added, fill=-np.inf),
       extra_scores=extra_scores,
-      lineage=jax.tree.map(lambda leaf: leaf.at[self.capacity :].set(EMPTY), lineage),
+      lineage=_pad_slots(self.lineage, added=added, fill=EMPTY),
       held=held,
       free=jnp.asarray(free),
       num_free=jnp.int32(num_free + added),
@@ -314,7 +309,7 @@ class CyclingRepertoire(Repertoire):
   def individual(self, slot: int | Int[Array, ""]) -> Individual:
     """What a slot of the pool holds."""
     pool = (self.genotypes, self.scores, self.extra_scores, self.lineage)
-    return Individual(*jax.tree.map(lambda leaf: leaf[slot], pool))
+    return Individual(*_read_slot(pool, slot))
 
 
 def _check_batch(repertoire: CyclingRepertoire, genotypes: Genotype, scores: Array) -> int:
@@ -444,6 +439,21 @@ def _insert_batch(
     num_rejected=repertoire.num_rejected + (~valid).sum(dtype=jnp.int32),
     num_dropped=num_dropped,
   )
+
+
+@functools.partial(jax.jit, static_argnames=("added", "fill"))
+def _pad_slots(pool: Any, *, added: int, fill: int | float) -> Any:
+  """A pool with so many slots more, which hold nothing."""
+
+  def pad(leaf: Array) -> Array:
+    return jnp.pad(leaf, ((0, added),) + ((0, 0),) * (leaf.ndim - 1), constant_values=fill)
+
+  return jax.tree.map(pad, pool)
+
+
+@jax.jit
+def _read_slot(pool: Any, slot: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf[slot], pool)
 
 
 _insert = jax.jit(_insert_batch)

@@ -267,7 +267,12 @@ def _hold_matrix(factored: Sequence[tuple[LowRank, jax.Array]], base_dtype: Any,
 
 def _is_finite(array: jax.Array) -> bool:
   """Whether an array is finite, or traced."""
-  return isinstance(array, jax.core.Tracer) or bool(jnp.isfinite(array).all())
+  return isinstance(array, jax.core.Tracer) or bool(_all_finite(array))
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+  return jnp.isfinite(array).all()
 
 
 def _write_out(core: jax.Array, left: jax.Array | None, right: jax.Array | None, like: jax.Array) -> jax.Array:

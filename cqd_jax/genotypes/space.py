@@ -225,12 +225,23 @@ def population_size(population: Genotype) -> int:
 
 def take(population: Genotype, index: Any) -> Genotype:
   """One individual of a population, or those of an index array, leaves `[...]` or `[I, ...]`."""
+  if isinstance(index, np.ndarray) and index.dtype.kind == "i" and _on_device(population):
+    return _take_rows(population, index)  # one program, and not several for each leaf
   return jax.tree.map(lambda leaf: leaf[index], population)
 
 
 def population_of_one(genotype: Genotype) -> Genotype:
   """An individual with a leading population axis."""
   return jax.tree.map(lambda leaf: leaf[None], genotype)
+
+
+def _on_device(population: Genotype) -> bool:
+  return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(population))
+
+
+@jax.jit
+def _take_rows(population: Genotype, rows: jax.Array) -> Genotype:
+  return jax.tree.map(lambda leaf: leaf[rows], population)
 
 
 @jax.jit

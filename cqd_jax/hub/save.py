@@ -194,9 +194,9 @@ def _tensors_of(placement: Placement, leaf: Any) -> Iterator[tuple[str, np.ndarr
     raise ValueError(f"params at {name}: expected bfloat16, float16 or float32, got {getattr(leaf, 'dtype', leaf)}")
   if leaf.shape != placement.shape:
     raise ValueError(f"params at {name}: expected shape {placement.shape}, got {leaf.shape}")
-  if not bool(jnp.isfinite(leaf).all()):
-    raise ValueError(f"params at {name}: holds NaN or infinite values; nothing was written")
   host = np.asarray(leaf)
+  if not np.isfinite(host).all():
+    raise ValueError(f"params at {name}: holds NaN or infinite values; nothing was written")
   for tensor_name, tensor in zip(placement.names, host if placement.stacked else host[None], strict=True):
     yield tensor_name, transpose(tensor) if placement.transposed else tensor
 

@@ -1,10 +1,11 @@
 """Sparsifying a task vector: most of what fine-tuning changed can be left out, by size or at random."""
 
 import math
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cqd_jax.checks import check_float_leaves, check_key
 from cqd_jax.operators.frames import needs_frame
@@ -47,12 +48,12 @@ def trim(task_vector: Params, *, density: float, granularity: TrimGranularity = 
   if granularity == "model":
     wide = jnp.result_type(*jax.tree.leaves(task_vector))
     ranks = jax.tree.map(lambda leaf: _magnitude_ranks(leaf.astype(wide)), task_vector)
-    cut = _cut(jax.tree.leaves(ranks), density)
+    cut = _cut(jax.tree.leaves(ranks), _num_kept(jax.tree.leaves(ranks), density))
     return jax.tree.map(lambda leaf, rank: jnp.where(rank >= cut, leaf, 0), task_vector, ranks)
 
   def trim_one(leaf: jax.Array) -> jax.Array:
-    ranks = _magnitude_ranks(leaf)
-    return jnp.where(ranks >= _cut([ranks], density), leaf, 0)
+    kept: jax.Array = _keep_largest(leaf, _num_kept([leaf], density))
+    return kept
 
   def trim_leaf(path: Path, leaf: jax.Array) -> jax.Array:
     return (jax.vmap(trim_one) if is_stacked(path) and leaf.ndim else trim_one)(leaf)
@@ -109,16 +110,27 @@ def _magnitude_ranks(leaf: jax.Array) -> jax.Array:
   return bits & jnp.array(jnp.iinfo(unsigned).max >> 1, unsigned)
 
 
-def _cut(ranks: list[jax.Array], density: float) -> jax.Array:
-  """The smallest rank that is kept, of all in the list together.
+def _num_kept(parts: list[jax.Array], density: float) -> np.uint32:
+  """How many entries are kept of all in the list together."""
+  size = sum(math.prod(part.shape) for part in parts)
+  if size > MOST_ENTRIES:
+    raise ValueError(f"task_vector: expected at most {MOST_ENTRIES} entries to be ranked together, got {size}")
+  return np.uint32(max(1, math.floor(density * size)))
+
+
+@jax.jit
+def _keep_largest(leaf: jax.Array, keep: Any) -> jax.Array:
+  ranks = _magnitude_ranks(leaf)
+  return jnp.where(ranks >= _cut([ranks], keep), leaf, 0)
+
+
+@jax.jit
+def _cut(ranks: list[jax.Array], keep: Any) -> jax.Array:
+  """The smallest rank that is kept where `keep` entries are, of all in the list together.
 
   It is built bit by bit from the highest: a bit is set if enough ranks remain at or above. So the entries are counted
   once a bit, and never sorted.
   """
-  size = sum(math.prod(part.shape) for part in ranks)
-  if size > MOST_ENTRIES:
-    raise ValueError(f"task_vector: expected at most {MOST_ENTRIES} entries to be ranked together, got {size}")
-  keep = jnp.uint32(max(1, math.floor(density * size)))
   dtype = ranks[0].dtype
   num_bits = 8 * dtype.itemsize - 1  # without that of the sign
 

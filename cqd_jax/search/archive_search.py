@@ -3,7 +3,6 @@
 from typing import Any, TypeAlias
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -11,7 +10,7 @@ from qdax.core.emitters.emitter import Emitter
 
 from cqd_jax.archive.cells import Cells
 from cqd_jax.archive.repertoire import CyclingRepertoire
-from cqd_jax.genotypes.space import Space, population_size
+from cqd_jax.genotypes.space import Space, population_size, take
 from cqd_jax.search.algorithm import Info, Population
 from cqd_jax.search.cycleqd import CycleQD
 from cqd_jax.tasks.problem import Scored
@@ -103,7 +102,7 @@ class ArchiveSearch:
     repertoire = state.repertoire
     alive = np.flatnonzero(np.asarray(repertoire.alive))
     return Population(
-      genotypes=jax.tree.map(lambda leaf: leaf[alive], repertoire.genotypes),
+      genotypes=take(repertoire.genotypes, alive),
       values=np.asarray(repertoire.extra_scores["values"])[alive],
       identities=np.asarray(repertoire.lineage.identity)[alive],
       scores=np.asarray(repertoire.scores)[alive],

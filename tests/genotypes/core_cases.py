@@ -19,9 +19,14 @@ def is_shape(node):
   return isinstance(node, tuple) and not hasattr(node, "_fields")
 
 
+def as_array(values, dtype):
+  """What JAX makes of float64 values, without a program for each shape."""
+  return jnp.asarray(values.astype(np.float32).astype(dtype))
+
+
 def random_tree(seed, dtype=jnp.float32, lead=()):
   source = np.random.default_rng(seed)
-  return jax.tree.map(lambda shape: jnp.asarray(source.normal(size=(*lead, *shape)), dtype), SHAPES, is_leaf=is_shape)
+  return jax.tree.map(lambda shape: as_array(source.normal(size=(*lead, *shape)), dtype), SHAPES, is_leaf=is_shape)
 
 
 def low_rank_experts(seed, ranks, dtype=jnp.float32):
@@ -30,7 +35,7 @@ def low_rank_experts(seed, ranks, dtype=jnp.float32):
 
   def leaf(name, rank):
     def draw(*shape):
-      return jnp.asarray(source.normal(size=shape) / 2, dtype)
+      return as_array(source.normal(size=shape) / 2, dtype)
 
     def make(path, shape):
       if name(path) not in MATRICES:

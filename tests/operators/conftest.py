@@ -17,7 +17,7 @@ def make_tree():
   def make(seed, dtype=jnp.float32, lead=()):
     source = np.random.default_rng(seed)
     return jax.tree.map(
-      lambda shape: jnp.asarray(source.normal(size=(*lead, *shape)), dtype),
+      lambda shape: jnp.asarray(source.normal(size=(*lead, *shape)).astype(np.float32).astype(dtype)),
       SHAPES,
       is_leaf=lambda node: isinstance(node, tuple),
     )
