@@ -16,7 +16,8 @@ PLAIN = frozenset(
 
 
 def _put(array):
-  return jax.device_put(array, may_alias=False)
+  # A copy of its own: the transfer may go on when the caller already changes what it gave.
+  return jax.device_put(array.copy() if isinstance(array, np.ndarray) else array, may_alias=False)
 
 
 def _stage(value):

@@ -106,7 +106,7 @@ def _num_answers(context: RunContext, searched: Searched, values: np.ndarray) ->
   """Of its candidates to all validation questions, and of those that it learns from to the training questions."""
   answers = searched.evaluations * int((~np.isnan(values[:1])).sum())
   if teachers := int(getattr(searched.algorithm, "num_teachers", 0)):
-    answers += teachers * sum(questions for _, questions in context.history.num_verified("labels").values())
+    answers += teachers * sum(questions for _, questions in context.history.num_solved("labels").values())
   return answers
 
 

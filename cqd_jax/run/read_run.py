@@ -84,7 +84,7 @@ def _verified(history: History) -> dict[str, str]:
   """How many questions somebody answered right: of these there are labels."""
   told = {}
   for what, split in (("validation", "validation"), ("training", "labels")):
-    found = history.num_verified(split)
+    found = history.num_solved(split)
     if any(count for count, _ in found.values()):
       words = [f"{name} {count} of {of}" for name, (count, of) in found.items()]
       told[f"{what} questions answered right by somebody"] = ", ".join(words)

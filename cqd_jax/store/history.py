@@ -23,7 +23,6 @@ import sqlite3
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,15 +31,20 @@ from typing import Any
 import numpy as np
 
 from cqd_jax.archive.cells import Cells, cells_from_json, cells_to_json
+from cqd_jax.store.evaluations import (
+  INSERT,
+  TABLE,
+  Answers,
+  answers_by_question,
+  rows_of,
+  solved_by_somebody,
+  values_by_name,
+)
 from cqd_jax.store.individuals import Individuals
 
 FORMAT = 4
 BUSY_SECONDS = 10.0
 """For so long a writer waits for readers in silence; then it says who they are, and goes on waiting."""
-
-
-LONGEST_ANSWER = 20_000
-"""Characters of an answer that is kept."""
 
 
 class HistoryError(ValueError):
@@ -232,16 +236,7 @@ class History:
       problem: its fingerprint; scores of another one are not recalled.
       names: of individuals, by their content.
     """
-    known = {}
-    for name in dict.fromkeys(names):
-      row = self._connection.execute(
-        "SELECT scored, shape, seconds FROM evaluations WHERE split = ? AND problem = ? AND individual = ?",
-        (split, problem, name),
-      ).fetchone()
-      if row is not None:
-        values = np.frombuffer(zlib.decompress(row[0]), np.float32).reshape(json.loads(row[1]))
-        known[name] = (values, float(row[2]))
-    return known
+    return values_by_name(self._connection, split, problem, names)
 
   def remember(
     self,
@@ -249,7 +244,7 @@ class History:
     problem: str,
     values: Mapping[str, np.ndarray],
     seconds: float,
-    answers: Mapping[str, Sequence[tuple[int, int, Sequence[str]]]] | None = None,
+    answers: Mapping[str, Answers] | None = None,
   ) -> None:
     """Writes how individuals were scored, so that they are never scored again.
 
@@ -258,24 +253,10 @@ class History:
       problem: its fingerprint.
       values: `[K, B]` by the name of the individual.
       seconds: that each took.
-      answers: by name those of its answers that passed: task, sample, turns. Turns of more than `LONGEST_ANSWER`
-        characters are left out.
+      answers: by name those of its answers that passed: task, sample, turns. Long ones are left out.
     """
-    rows = [
-      (
-        split,
-        problem,
-        name,
-        _packed(np.asarray(own, np.float32)),
-        json.dumps(own.shape),
-        seconds,
-        _packed_answers((answers or {}).get(name, ())),
-      )
-      for name, own in values.items()
-    ]
-    self._write(
-      lambda: self._connection.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-    )
+    rows = rows_of(split, problem, values, seconds, answers or {})
+    self._write(lambda: self._connection.executemany(INSERT, rows))
 
   def verified(
     self, split: str, problem: str, names: Sequence[str] | None = None
@@ -290,28 +271,17 @@ class History:
     Returns:
       By (task, sample): the turns of each answer, with the name of the individual that gave it first.
     """
-    query = "SELECT individual, answers FROM evaluations WHERE split = ? AND problem = ? ORDER BY rowid"
-    told = {name: packed for name, packed in self._connection.execute(query, (split, problem)) if packed is not None}
-    found: dict[tuple[int, int], dict[tuple[str, ...], str]] = {}
-    for name in told if names is None else dict.fromkeys(names):
-      for task, sample, turns in self._unpacked(told[name]) if name in told else []:
-        found.setdefault((task, sample), {}).setdefault(tuple(turns), name)
-    return found
+    try:
+      return answers_by_question(self._connection, split, problem, names)
+    except ValueError as error:
+      raise HistoryError(f"{self._path}: damaged, {error}") from error
 
-  def num_verified(self, split: str) -> dict[str, tuple[int, int]]:
-    """By task, how many questions have an answer that passed, of how many; of the problem scored last. {} of none."""
-    last = self._connection.execute(
-      "SELECT problem, individual FROM evaluations WHERE split = ? ORDER BY rowid DESC LIMIT 1", (split,)
-    ).fetchone()
-    if last is None:
-      return {}
-    problem, individual = last
-    questions = (~np.isnan(self.recall(split, problem, [individual])[individual][0])).sum(axis=1)
-    passed = [task for task, _ in self.verified(split, problem)]
-    return {
-      name: (passed.count(task), int(count))
-      for task, (name, count) in enumerate(zip(self.task_names, questions, strict=True))
-    }
+  def num_solved(self, split: str) -> dict[str, tuple[int, int]]:
+    """By task, how many questions somebody solved (a value of 1), of how many; of the problem scored last.
+
+    {} where nobody was asked.
+    """
+    return dict(zip(self.task_names, solved_by_somebody(self._connection, split), strict=False))
 
   def skills(self, method: str, split: str, problem: str) -> list[np.ndarray | None]:
     """The values `[K, B]` of each individual of a method, in the order of identity; None where none are kept."""
@@ -320,13 +290,6 @@ class History:
     ).fetchall()
     known = self.recall(split, problem, [name for (name,) in rows])
     return [known[name][0] if name in known else None for (name,) in rows]
-
-  def _unpacked(self, packed: bytes) -> list[tuple[int, int, list[str]]]:
-    try:
-      found = json.loads(zlib.decompress(packed))
-      return [(int(task), int(sample), [str(turn) for turn in turns]) for task, sample, turns in found]
-    except (zlib.error, ValueError, TypeError) as error:
-      raise HistoryError(f"{self._path}: damaged, the answers of an individual cannot be read ({error})") from error
 
   def _begin(self, method: str) -> None:
     self._connection.execute("INSERT OR IGNORE INTO methods (name) VALUES (?)", (method,))
@@ -370,9 +333,7 @@ class History:
         "CREATE INDEX individuals_of_batch ON individuals (method, batch)",
         "CREATE TABLE batches (method TEXT NOT NULL, batch INTEGER NOT NULL, metrics TEXT NOT NULL, "
         "seconds REAL NOT NULL, written_at REAL NOT NULL, individuals INTEGER NOT NULL, PRIMARY KEY (method, batch))",
-        "CREATE TABLE evaluations (split TEXT NOT NULL, problem TEXT NOT NULL, individual TEXT NOT NULL, "
-        "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, answers BLOB, "
-        "PRIMARY KEY (split, problem, individual))",
+        TABLE,
         "CREATE TABLE tasks (number INTEGER PRIMARY KEY, name TEXT NOT NULL)",
       ):
         self._connection.execute(statement)
@@ -510,16 +471,6 @@ def _problem_of(row: tuple[Any, ...], batch: int, num_tasks: int) -> str:
     return "" if isinstance(json.loads(notes), dict) else "its note is no mapping"
   except (TypeError, ValueError):
     return "its note cannot be read"
-
-
-def _packed(values: np.ndarray) -> bytes:
-  return zlib.compress(values.tobytes(), 1)
-
-
-def _packed_answers(answers: Sequence[tuple[int, int, Sequence[str]]]) -> bytes | None:
-  """None for none."""
-  kept = [(task, sample, turns) for task, sample, turns in answers if sum(map(len, turns)) <= LONGEST_ANSWER]
-  return zlib.compress(json.dumps(kept).encode(), 1) if kept else None
 
 
 def _quoted(name: str) -> str:

@@ -502,8 +502,6 @@ def test_answers_that_passed_are_told_once_and_with_who_gave_them_first(tmp_path
       (2, 0): {("ls", "ls | wc -l"): "a"},
     }
     assert history.verified("labels", "p=2") == {}
-    assert history.num_verified("labels") == {name: (count, 2) for name, count in zip(NAMES, (2, 0, 1), strict=True)}
-    assert history.num_verified("train") == {}
     history._connection.execute("UPDATE evaluations SET answers = x'00' WHERE individual = 'a' AND split = 'labels'")
     with pytest.raises(HistoryError, match=r"h\.sqlite: damaged, the answers"):
       history.verified("labels", "p=1")
@@ -518,3 +516,13 @@ def test_the_skill_vector_of_every_individual_is_at_hand(tmp_path):
     history.add(METHOD, dataclasses.replace(batch, individuals=names))
     known = history.skills(METHOD, "validation", "p=1")
   assert [None if own is None else own[0, 0] for own in known] == [1, 0, *[None] * (len(names) - 2)]
+
+
+def test_how_many_questions_somebody_solved(tmp_path):
+  nan = np.nan
+  own = {"a": [[1, 0], [0.5, 0], [0, nan]], "b": [[1, 0], [0, 0], [1, nan]], "failed": [[nan] * 2] * 3}
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    assert history.num_solved("labels") == {}
+    history.remember("labels", "p=0", {"a": np.ones((3, 2), np.float32)}, 1.0)
+    history.remember("labels", "p=1", {name: np.array(rows, np.float32) for name, rows in own.items()}, 1.0)
+    assert list(history.num_solved("labels").values()) == [(1, 2), (0, 2), (1, 1)]
