@@ -125,6 +125,7 @@ KINDS: Mapping[str, Kind] = {
     | {
       "distill": "cqd_jax.search.distillation:distill",
       "gradient": "cqd_jax.search.gradient_emitter:gradient",
+      "m2n2": "cqd_jax.search.natural_niches:m2n2",
     },
   ),
   "genotype": Kind(
@@ -133,7 +134,10 @@ KINDS: Mapping[str, Kind] = {
   ),
   "crossover": Kind(
     "how two parents become a child",
-    {name: f"cqd_jax.operators.crossover:{name}_crossover" for name in ("linear", "slerp", "ties", "dare", "line")},
+    {
+      name: f"cqd_jax.operators.crossover:{name}_crossover"
+      for name in ("linear", "slerp", "split_slerp", "ties", "dare", "line")
+    },
   ),
   "mutation": Kind(
     "what happens to a child then",

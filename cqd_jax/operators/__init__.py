@@ -13,6 +13,7 @@ from cqd_jax.operators.crossover import (
   line_crossover,
   linear_crossover,
   slerp_crossover,
+  split_slerp_crossover,
   ties_crossover,
 )
 from cqd_jax.operators.frames import FRAMES, Frame, check_frame, frame_of, needs_frame
@@ -49,6 +50,7 @@ __all__ = [
   "sign_consensus",
   "slerp",
   "slerp_crossover",
+  "split_slerp_crossover",
   "svd_mutation",
   "task_arithmetic",
   "task_vector",

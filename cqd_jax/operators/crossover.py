@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from qdax.core.emitters.mutation_operators import isoline_variation
 
@@ -128,6 +129,52 @@ def slerp_crossover(
   cosine = cosine_similarity(first, second)
   genotype = interpolate(first, second, slerp_weights(cosine, t))
   return Child(genotype, {"t": t, "angle": jnp.arccos(cosine)})
+
+
+@needs_frame("elementwise")
+def split_slerp_crossover(key: PRNGKey, first: Genotype, second: Genotype) -> Child:
+  """`slerp` at t before a random place among the weights, and at 1 - t behind it.
+
+  t is uniform in [0, 1), and the place uniform among all weights, taken one after another, leaf by leaf in the order of
+  the tree. So where t is near 0 the child has the first parent's beginning and the second one's end. Both parts have
+  the weights of one arc, that between the parents taken whole.
+
+  Args:
+    key: typed PRNG key; consumed.
+    first: float leaves `[...]` of one parent's task vector, each of fewer than 2^31 weights; no population axis.
+    second: the other parent's; same structure, shapes and dtypes.
+
+  Returns:
+    The child, computed in float32 and in the dtypes of `first`, and a note of "t", of the "angle" between the parents
+    in radians (as in `slerp_crossover`), and of the "split", the share of the weights before the place; float32 `[]`.
+    Where there is no arc the line takes its place, as in `slerp`.
+
+  Raises:
+    ValueError: if the trees differ or hold anything but floats.
+
+  Reference: Abrantes et al. 2025, arXiv:2508.16204, and the authors' code, where the angle is that of the whole.
+  """
+  check_key(key)
+  first, second = check_parents(first, second)
+  leaf_key, place_key, t_key = jax.random.split(key, 3)
+  sizes = [leaf.size for leaf in jax.tree.leaves(first)]
+  chosen = jax.random.categorical(leaf_key, jnp.log(jnp.array(sizes, jnp.float32)))
+  place = jax.random.randint(place_key, (), 0, jnp.array(sizes, jnp.int32)[chosen])
+  t = jax.random.uniform(t_key)
+  cosine = cosine_similarity(first, second)
+  ours, theirs = slerp_weights(cosine, t)  # those at 1 - t are these two exchanged
+
+  def combine(index: int, one: jax.Array, other: jax.Array) -> jax.Array:
+    end = jnp.where(index == chosen, place, jnp.where(index < chosen, one.size, 0))
+    before = (jnp.arange(one.size) < end).reshape(one.shape)
+    share, rest = jnp.where(before, ours, theirs), jnp.where(before, theirs, ours)
+    return (share * widen(one) + rest * widen(other)).astype(one.dtype)
+
+  leaves, structure = jax.tree.flatten(first)
+  child = [combine(*each) for each in zip(range(len(leaves)), leaves, jax.tree.leaves(second), strict=True)]
+  starts = jnp.array(np.cumsum([0, *sizes[:-1]]), jnp.float32)
+  split = (starts[chosen] + place) / sum(sizes)
+  return Child(jax.tree.unflatten(structure, child), {"t": t, "angle": jnp.arccos(cosine), "split": split})
 
 
 @needs_frame("elementwise")

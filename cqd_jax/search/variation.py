@@ -49,7 +49,7 @@ def variation_of(space: Space, num_tasks: int, crossover: Crossover | None, muta
     crossover,
     mutation=None if mutation is no_mutation else mutation,
     task_context=_expert_factors(space, num_tasks) if unbound(mutation) is expert_svd_mutation else None,
-    words=_in_words(crossover, mutation),
+    words=in_words(crossover, mutation),
   )
 
 
@@ -80,7 +80,7 @@ def _usual_mutation(space: Space, num_tasks: int) -> Mutation:
   return functools.partial(expert_svd_mutation, rate=0.3)
 
 
-def _in_words(crossover: Any, mutation: Any) -> str:
+def in_words(crossover: Any, mutation: Any) -> str:
   """What happens to a child beside the merge of its parents, as "expert_svd 0.3", for histories and reports."""
   if unbound(crossover) is line_crossover:
     settings = {"iso_sigma": 0.15, "line_sigma": 0.3, **getattr(crossover, "keywords", {})}

@@ -16,7 +16,8 @@ Answers: TypeAlias = Sequence[tuple[int, int, Sequence[str]]]
 
 TABLE = (
   "CREATE TABLE evaluations (split TEXT NOT NULL, problem TEXT NOT NULL, individual TEXT NOT NULL, "
-  "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, answers BLOB, PRIMARY KEY (split, problem, individual))"
+  "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, answers BLOB, "
+  "PRIMARY KEY (split, problem, individual))"
 )
 INSERT = "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)"
 
