@@ -89,3 +89,59 @@ def test_samples_show_what_was_scored(digits, trained):
 def test_training_is_repeatable(digits, trained):
   base, _ = digits.train_all(digits.load_data()["train"], 0, Console(quiet=True), expert_steps=1)
   jax.tree.map(np.testing.assert_array_equal, base, trained[0])
+
+
+def test_the_authors_splits_hold_all_images_in_the_order_of_their_tasks(digits):
+  data = digits.authors_data()
+  images, labels = load_digits(return_X_y=True)
+  for split, rows in (("validation", slice(None, 1437)), ("test", slice(1437, None))):
+    own = data[split]
+    assert (own["images"].dtype, own["labels"].dtype) == (np.float32, np.int32)
+    low = labels[rows] < 5
+    assert own["starts"].shape == (low.sum(),)
+    np.testing.assert_array_equal(own["images"], np.concatenate([images[rows][low], images[rows][~low]]))
+    np.testing.assert_array_equal(own["labels"], np.concatenate([labels[rows][low], labels[rows][~low]]))
+
+
+def test_the_params_of_the_authors_network_are_one_vector(digits):
+  source = np.random.default_rng(0)
+  first, second = source.normal(size=(64, 256)), source.normal(size=(256, 10))
+  first_bias, second_bias = source.normal(size=256), source.normal(size=10)
+  params = np.concatenate([first.ravel(), first_bias, second.ravel(), second_bias])
+  assert params.shape == (19_210,)
+  images = digits.authors_data()["test"]["images"][:9].astype(np.float64)
+  expected = (images @ first + first_bias).clip(0) @ second + second_bias
+  np.testing.assert_allclose(
+    digits.flat_logits(params.astype(np.float32), images.astype(np.float32)), expected, rtol=1e-4, atol=1e-2
+  )
+
+
+@pytest.mark.parametrize("pre_trained", [True, False])
+def test_the_authors_networks_know_half_or_nothing(digits, pre_trained):
+  data = digits.authors_data()["test"]
+  networks = digits.two_networks(jax.random.key(42), data, pre_trained)
+  assert networks.shape == (2, 19_210)
+  for k, network in enumerate(networks):
+    scores = [float(np.mean(values)) for values in digits.flat_score(network, data)]
+    if pre_trained:
+      assert scores[k] > 0.6
+      assert scores[1 - k] == 0
+    else:
+      assert max(scores) < 0.5  # what knows nothing gives one digit for most images, which is right for a tenth
+
+
+@pytest.mark.parametrize("name", ["m2n2", "ga", "cycleqd"])
+def test_a_search_of_the_authors_experiment_can_be_made(digits, name):
+  for pre_trained in (True, False):
+    algorithm = digits.make_search(name, pre_trained, 100)
+    assert algorithm.batch_size == 1
+    assert algorithm.variation == ("split_slerp" if pre_trained else "split_slerp, gaussian 0.01")
+
+
+def test_the_authors_experiment_says_what_it_found(digits):
+  console = Console(record=True, width=80)
+  found = digits.compare_with_authors("m2n2", True, 50, 1, console)
+  assert found.shape == (1, 10)
+  # Of the two networks it begins with each reads at most half; of 50 children the best reads more than a third.
+  assert (found > 0.3).all()
+  assert f"{100 * found[0, -1]:.1f} ±0.0" in console.export_text()

@@ -1,5 +1,7 @@
 """M2N2: what members are worth and whom they attract, against NumPy; who is drawn, and who goes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +90,7 @@ def numbered(numbers):
   return {"kernel": jnp.tile(numbers[:, None, None], (1, 4, 3)), "bias": jnp.tile(numbers[:, None], (1, 3))}
 
 
-def chances(values, members, attracted=True):
+def chances(values, members, attracted):
   """With which probability each pair of places is drawn, in float64."""
   shares = shares_of(values, 1.0)
   fitness = shares.sum(axis=1)
@@ -102,33 +104,40 @@ def chances(values, members, attracted=True):
   return pairs
 
 
-ALIKE = np.tile(np.array([[[1, 0, 1], [0, 1, NAN]]], np.float32), (3, 1, 1))
+ALIKE = np.tile(np.array([[[1, 0, 1], [0, 1, NAN]]], np.float32), (4, 1, 1))
+PAIRS = 6000
+
+
+@functools.cache
+def drawing(attracted):
+  """A search with many children a batch, and who their parents are; tests share what is compiled."""
+  algorithm = make(population_size=5, batch_size=PAIRS, attracted=attracted)
+  return algorithm, jax.jit(lambda state, key: algorithm.ask(state, key)[1].parents)
 
 
 @pytest.mark.parametrize(
-  ("values", "settings"),
+  ("values", "attracted"),
   [
-    (verdicts(4, 4, 2, 5), {}),
-    (verdicts(4, 4, 2, 5), {"attracted": False}),
-    (ALIKE, {}),
-    (0 * ALIKE, {}),
+    (verdicts(4, 4, 2, 3), True),
+    (verdicts(4, 4, 2, 3), False),
+    (ALIKE, True),
+    (0 * ALIKE, True),
   ],
   ids=["attracted", "by fitness only", "nobody adds anything", "nobody solves anything"],
 )
-def test_parents_are_drawn_as_often_as_the_paper_says(values, settings):
+def test_parents_are_drawn_as_often_as_the_paper_says(values, attracted):
   # 6000 pairs: a count with chance p has a standard deviation of sqrt(6000 p (1 - p)); the bound is 6 of them, so that
   # a change of the generator breaks one of 100 once in 10^6 times.
-  num = 6000
-  algorithm = make(population_size=5, batch_size=num, **settings)
+  algorithm, parents_of = drawing(attracted)
   state = begin(algorithm, values)
-  parents = np.asarray(jax.jit(lambda state, key: algorithm.ask(state, key)[1].parents)(state, jax.random.key(1)))
-  assert parents.shape == (num, 2)
+  parents = np.asarray(parents_of(state, jax.random.key(1)))
+  assert parents.shape == (PAIRS, 2)
   np.testing.assert_array_equal(np.asarray(state.identities)[: len(values)], np.arange(len(values)))
   counts = np.zeros((5, 5))
   np.add.at(counts, tuple(parents.T), 1)
   places = np.pad(values, [(0, 5 - len(values)), (0, 0), (0, 0)], constant_values=NAN)
-  pairs = chances(places, np.arange(5) < len(values), **settings)
-  assert (np.abs(counts - num * pairs) <= 6 * np.sqrt(num * pairs * (1 - pairs))).all()
+  pairs = chances(places, np.arange(5) < len(values), attracted)
+  assert (np.abs(counts - PAIRS * pairs) <= 6 * np.sqrt(PAIRS * pairs * (1 - pairs))).all()
 
 
 def who_stays(values, size):
@@ -174,8 +183,8 @@ def test_the_worst_of_all_goes_whatever_the_batch():
 def test_the_population_before_the_first_child_is_the_experts_that_did_not_fail():
   algorithm = make(population_size=2)
   values = np.concatenate([np.full((1, 2, 3), NAN, np.float32), ALIKE])
-  # Of three that are alike the third takes the place of the first.
-  assert algorithm.population(begin(algorithm, values)).identities.tolist() == [3, 2]
+  # Of four that are alike the third takes the place of the first, and the fourth that of the third.
+  assert algorithm.population(begin(algorithm, values)).identities.tolist() == [4, 2]
   with pytest.raises(ValueError, match="scores: expected an individual with finite scores on all tasks, got none"):
     begin(algorithm, values[:1])
 
