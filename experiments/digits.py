@@ -267,9 +267,9 @@ def compare_with_authors(name: str, pre_trained: bool, passes: int, runs: int, c
       found.append(accuracies)
       advance(note=f"accuracy {accuracies[-1]:.3f}")
   seconds = (time.perf_counter() - started) / runs
-  table = Table("forward passes", name, title=f"Test accuracy in %, {runs} runs, {seconds:.1f} s each")
+  table = Table("forward passes", f"{name}: test accuracy, %", title=f"{runs} runs, {seconds:.1f} s each")
   for mark, column in enumerate(100 * np.array(found).T, start=1):
-    table.add_row(f"{mark * passes // MARKS:,}", f"{column.mean():.1f} ±{column.std():.1f}")
+    table.add_row(f"{mark * (passes // MARKS):,}", f"{column.mean():.1f} ±{column.std():.1f}")
   console.print(table)
   return np.array(found)
 
@@ -287,6 +287,8 @@ def main() -> int:
   if given.method is None:
     return in_words(lambda: evolve(given.run_dir, given.seed, given.children or 400, make_console()))
   passes = given.children or (10_000 if given.pre_trained else 50_000)
+  if passes < MARKS or given.runs < 1:
+    parser.error(f"with --method: expected at least {MARKS} children and 1 run, got {passes} and {given.runs}")
   return in_words(lambda: compare_with_authors(given.method, given.pre_trained, passes, given.runs, make_console()))
 
 
