@@ -19,7 +19,10 @@ def state_of(searched):
   return {"genotypes": population.genotypes, "values": population.values, "identities": population.identities}
 
 
-@pytest.mark.parametrize("name", ["model_swarms", "dns", pytest.param("genome", marks=pytest.mark.soak)])
+SOAKED = [pytest.param(name, marks=pytest.mark.soak) for name in ("genome", "dns")]
+
+
+@pytest.mark.parametrize("name", ["model_swarms", *SOAKED])
 def test_who_loses_power_comes_to_what_a_scan_comes_to(tmp_path, name):
   with pytest.raises(PowerCut):
     search(tmp_path / "plain", Plain(cut_at=4), METHODS[name], budget=14)
