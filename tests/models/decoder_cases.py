@@ -1,8 +1,11 @@
 """Small decoders, one a feature, and random weights for them."""
 
 import dataclasses
+import functools
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cqd_jax.models import DecoderConfig, RopeScaling, init_params
@@ -46,11 +49,28 @@ CONFIGS = {
 }
 
 
+@functools.cache
+def shapes_of(config):
+  return jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
+
+
 def make_model(config, seed=0, dtype="float32"):
-  """Params in which nothing is at its initial constant: norms are not 1, biases not 0, logits far from equal."""
+  """Params in which nothing is at its initial constant: norms are not 1, biases not 0, logits far from equal.
+
+  Those of `init_params` with noise of .3, in distribution; drawn by NumPy, since JAX compiles a generator a shape.
+  """
   source = np.random.default_rng(seed)
-  params = init_params(jax.random.key(seed), config)
-  return jax.tree.map(lambda leaf: (leaf + 0.3 * source.standard_normal(leaf.shape)).astype(dtype), params)
+
+  def draw(path, leaf):
+    layer, name = (entry.key for entry in path[-2:])
+    center, std = (1.0, 0.3) if name == "scale" else (0.0, 0.3)
+    if name == "kernel":
+      depth = 2 * config.num_layers if layer in ("output", "down") else 1
+      std = math.hypot(1 / math.sqrt(leaf.shape[-2] * depth), 0.3)
+    values = center + std * source.standard_normal(leaf.shape)
+    return jnp.asarray(values.astype(np.float32).astype(jnp.dtype(dtype)))
+
+  return jax.tree.map_with_path(draw, shapes_of(config))
 
 
 def to_float64(params):
