@@ -55,8 +55,12 @@ BUCKETS = bucket_prompts([[3, 4, 5], [6, 7], [9, 8, 7, 6]], num_buckets=1)
 
 
 def make_basis():
+  shapes = jax.eval_shape(functools.partial(init_params, config=CONFIG), jax.random.key(0))
+
   def model(seed):
-    return init_params(jax.random.key(seed), CONFIG)
+    """Drawn by NumPy: each process would compile a generator for each shape."""
+    source = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(source.normal(scale=0.2, size=leaf.shape).astype(np.float32)), shapes)
 
   experts = jax.tree.map(lambda *leaves: 0.5 * jnp.stack(leaves), *map(model, (1, 2, 3)))
   return CoreBasis.from_experts(model(0), experts, rank=3)

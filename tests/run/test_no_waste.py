@@ -1,5 +1,7 @@
 """No waste in the loop, whatever a genotype is: nothing compiled again, no transfer, no copy of the archives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +28,14 @@ KINDS = {
 
 
 def make_root():
-  models = [init_params(jax.random.key(seed), CONFIG) for seed in range(4)]
-  return dense_space(models[0], jax.tree.map(lambda base, *tuned: jnp.stack(tuned) - base[None], *models))
+  """Drawn by NumPy: for JAX a generator would be compiled a shape, and here with all optimizations."""
+  source = np.random.default_rng(0)
+  base = jax.eval_shape(functools.partial(init_params, config=CONFIG), jax.random.key(0))
+
+  def draw(*lead):
+    return jax.tree.map(lambda leaf: jnp.asarray(source.normal(size=(*lead, *leaf.shape)).astype(np.float32)), base)
+
+  return dense_space(draw(), draw(3))
 
 
 LONG = ("core, paper's mutation", "coefficients", "CMA-ES", "NSGA-II")
