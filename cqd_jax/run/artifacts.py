@@ -71,7 +71,10 @@ class HubWriter:
 
 @dataclasses.dataclass(frozen=True)
 class ParamsWriter:
-  """Models of any kind: `params.safetensors`, whose keys are the paths of the leaves, and `model.json`."""
+  """Models of any kind: `params.safetensors`, whose keys are the paths of the leaves, and `model.json`.
+
+  A model that is one bare array has the key "params".
+  """
 
   def whole(
     self, folder: Path, leaves: Iterable[tuple[TreePath, jax.Array]], about: Mapping[str, Any], card: str = ""
@@ -80,6 +83,7 @@ class ParamsWriter:
     del card
     tree: dict[str, Any] = {}
     for path, leaf in leaves:
+      path = path or ("params",)
       branch = tree
       for name in path[:-1]:
         branch = branch.setdefault(name, {})

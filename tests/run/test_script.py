@@ -16,6 +16,7 @@ from cqd_jax.run.commands import plot, report
 from cqd_jax.run.experiment import resume_experiment
 from cqd_jax.search import Info
 from cqd_jax.store.params import load_params
+from cqd_jax.tasks import TracedProblem
 from cqd_jax.tasks.problem import Sample
 
 pytestmark = pytest.mark.usefixtures("qdax_ranks")
@@ -140,3 +141,13 @@ def test_an_algorithm_of_ones_own_is_a_method(tmp_path):
   rows = {row.name: row for row in result.rows}
   assert rows["nothing"].scores == rows["base"].scores
   assert rows["nothing"].evaluations == 2
+
+
+def test_params_may_be_one_bare_array(tmp_path):
+  data = {split: np.zeros(1, np.float32) for split in ("validation", "test")}
+  problem = TracedProblem(lambda params, data: jnp.exp(-jnp.abs(params))[:, None], data, task_names=("one", "other"))
+  experts = [np.array(each, np.float32) for each in ([0.1, 1], [1, 0.1])]
+  run_dir = tmp_path / "run"
+  call(run_dir, problem, base=np.ones(2, np.float32), experts=experts, methods=["random_search"], budget=8)
+  best = load_params(run_dir / "models" / "best" / "params.safetensors")["params"]
+  assert best.shape == (2,)
