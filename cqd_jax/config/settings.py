@@ -172,7 +172,6 @@ class OutputSettings:
 DEFAULT_METHODS: tuple[Plug, ...] = (
   Plug("task_arithmetic", {"name": "task arithmetic, tuned scale"}),
   Plug("random_search", {"name": "random search, per model"}),
-  Plug("cma_es", {"name": "CMA-ES, per model"}),
   Plug("cma_es", {"name": "CMA-ES, per kernel", "genotype": {"use": "coefficients", "granularity": "kernel"}}),
   Plug("distill", {"name": "distilled from the experts", "labels": "experts"}),
   Plug("distill", {"name": "distilled from the swarm"}),
@@ -187,7 +186,7 @@ class ExperimentSettings:
   name: str = "skills"
   """Names the run directory."""
   preset: Literal["miniature", "llm"] = "miniature"
-  """Which defaults stand for what is not given. miniature: experts trained here, a comparison of five methods. llm:
+  """Which defaults stand for what is not given. miniature: experts trained here, a comparison of methods. llm:
   answers of up to 512 tokens, core space, no other methods, elites as adapters. Not given: llm where a base is."""
   seed: int = 0
   """Of everything: data order, training, every method."""

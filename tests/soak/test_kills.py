@@ -49,7 +49,8 @@ def test_it_ends_as_the_undisturbed_run(tmp_path):
   assert undisturbed.returncode == 0, error.decode()
   while kills < KILLS:
     run_dir = tmp_path / f"run-{runs}"
-    kills, runs = kills + kill_until_through(run_dir, draw, seconds, at_most=KILLS - kills), runs + 1
+    more, seconds = kill_until_through(run_dir, draw, seconds, at_most=KILLS - kills)
+    kills, runs = kills + more, runs + 1
     for name in NAMES:
       for what, expected in told(tmp_path / "reference", name).items():
         assert repr(told(run_dir, name)[what]) == repr(expected), (run_dir, name, what)
@@ -58,19 +59,26 @@ def test_it_ends_as_the_undisturbed_run(tmp_path):
 
 
 def kill_until_through(run_dir, draw, seconds, at_most):
-  """Begins and resumes a run, killing it at random moments; returns how often it was killed before it was through."""
+  """Begins and resumes a run, killing it at random moments, until it is through.
+
+  Returns how often it was killed, and the seconds from which moments are drawn: those of the fastest session so far, as
+  a machine that was busy at first would let all later ones end in peace.
+  """
   kills = 0
   while kills < at_most:
     process = start(run_dir)
     assert process.stdout.readline() == b"ready\n"
-    time.sleep(draw.uniform(0.02, 0.6) * seconds)
+    began, moment = time.monotonic(), draw.uniform(0.02, 0.8) * seconds
+    while process.poll() is None and time.monotonic() - began < moment:
+      time.sleep(0.02)
+    ended = time.monotonic() - began
     process.send_signal(signal.SIGKILL)
     _, error = process.communicate()
     if process.returncode == 0:
-      return kills
+      return kills, min(seconds, ended)
     assert process.returncode == -signal.SIGKILL, error.decode()
     kills += 1
   last = start(run_dir)
   _, error = last.communicate()
   assert last.returncode == 0, error.decode()
-  return kills
+  return kills, seconds
