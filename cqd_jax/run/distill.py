@@ -1,10 +1,8 @@
 """`cqd distill`: one model learns what a run's experts and swarm answered right; the run may be finished or not."""
 
 import dataclasses
-import json
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from cqd_jax.config.plugs import Plug
@@ -72,13 +70,7 @@ def _with_row(files: RunFiles, row: Row, names: tuple[str, ...], sizes: tuple[in
   content = files.read_scores()
   kept = [own for own in read_result(files).rows if own.name != row.name]
   rows = [*kept, row]
-  test = json.loads(json.dumps([dataclasses.asdict(own) for own in rows], default=_as_number))
   write_text(files.path / "table.md", rows_as_markdown(rows, names, sizes))
-  write_json(files.scores, {**content, "test": test})
+  write_json(files.scores, {**content, "test": [dataclasses.asdict(own) for own in rows]})
   write_report(read_record(files), files.report)
   return rows
-
-
-def _as_number(value: object) -> float:
-  assert isinstance(value, np.generic)
-  return float(value)

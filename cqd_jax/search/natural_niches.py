@@ -20,12 +20,10 @@ from cqd_jax.operators.frames import check_frame
 from cqd_jax.operators.mutation import expert_svd_mutation, no_mutation
 from cqd_jax.search.algorithm import Algorithm, Info, Population, SearchContext
 from cqd_jax.search.emitters import Crossover, Mutation
+from cqd_jax.search.members import NOBODY
 from cqd_jax.search.variation import in_words, unbound
 from cqd_jax.tasks.problem import Scored
 from cqd_jax.types import ArrayField, Genotype, Metrics, PRNGKey
-
-NOBODY = -1
-"""The identity in an empty place."""
 
 USUAL_CROSSOVERS: dict[str, Crossover] = {
   "elementwise": split_slerp_crossover,
