@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from cqd_jax.genotypes.space import Candidates
-from cqd_jax.tasks.execution import Harness, Job, Outcome
+from cqd_jax.tasks.execution import Harness, Job, Outcome, Service
 from cqd_jax.tasks.problem import TrainingSignal
 from cqd_jax.tasks.task import Example, Split, Task
 
@@ -62,7 +62,7 @@ class Episode(Protocol):
   """A skill with dialogues and executable answers; K of these make a problem. See the module's docstring."""
 
   name: str
-  harness: Harness
+  harness: Harness | Service
   max_turns: int
 
   def examples(self, split: Split) -> Sequence[Example]:

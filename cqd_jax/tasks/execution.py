@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeAlias
 
 JSON: TypeAlias = Any
@@ -32,7 +33,7 @@ class Harness:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One answer to execute: `payload` (JSON) goes to `run` of the harness named `harness`."""
+  """One answer to execute: `payload` (JSON) goes to `run` of the harness, or to the service, named `harness`."""
 
   harness: str
   payload: JSON
@@ -57,6 +58,23 @@ class Outcome:
 
 Execute: TypeAlias = Callable[[Sequence[Job]], list[Outcome]]
 """Executes jobs, each isolated from the others; outcomes in the order of the jobs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+  """What executes jobs that no harness can: a database server, machines of their own.
+
+  Attributes:
+    name: unique name, by which jobs refer to the service.
+    fingerprint: all that an outcome depends on beside the job: settings, and the version of what is started.
+    start: `(workers, unsafe)` to what executes jobs, `workers` of them at a time. It is opened with the first job and
+      closed with the run. It never raises for what an answer did: that is an outcome. `unsafe` says that the user
+      agreed to execute answers where nothing isolates.
+  """
+
+  name: str
+  fingerprint: str
+  start: Callable[[int, bool], AbstractContextManager[Execute]] = dataclasses.field(compare=False)
 
 
 def execute_distinct(jobs: Sequence[Job], execute: Execute) -> list[Outcome]:

@@ -32,7 +32,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from cqd_jax.tasks.execution import JSON, Execute, Harness, Job, Outcome, execute_distinct
+from cqd_jax.tasks.execution import JSON, Execute, Harness, Job, Outcome, Service, execute_distinct
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 
@@ -64,7 +64,7 @@ class Task(Protocol):
     """Unique in a suite; the name of the task's score."""
 
   @property
-  def harness(self) -> Harness:
+  def harness(self) -> Harness | Service:
     """What executes an answer; the sandbox must have been started with it."""
 
   def examples(self, split: Split) -> Sequence[Example]:

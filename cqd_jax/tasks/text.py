@@ -10,7 +10,7 @@ import numpy as np
 
 from cqd_jax.genotypes.space import Candidates, Space, population_of_one, population_size
 from cqd_jax.tasks.episode import Engine, Episode, Message, Request, TrainableEngine, as_episode
-from cqd_jax.tasks.execution import Execute, Harness, Job, Outcome, execute_distinct
+from cqd_jax.tasks.execution import Execute, Harness, Job, Outcome, Service, execute_distinct
 from cqd_jax.tasks.problem import Sample, Scored, TrainingSignal, Verified
 from cqd_jax.tasks.source import source_digest
 from cqd_jax.tasks.task import AskedSplit, Example, Split, Task
@@ -219,13 +219,13 @@ def _passed(by_task: Sequence[Sequence[Dialogue]]) -> list[Verified]:
   ]
 
 
-def harnesses_of(tasks: Sequence[Task | Episode]) -> list[Harness]:
-  """The harnesses of tasks, each once: two tasks may share one.
+def harnesses_of(tasks: Sequence[Task | Episode]) -> list[Harness | Service]:
+  """The harnesses and services of tasks, each once: two tasks may share one.
 
   Raises:
     ValueError: naming the tasks of which two different harnesses have one name.
   """
-  found: dict[str, tuple[Harness, str]] = {}
+  found: dict[str, tuple[Harness | Service, str]] = {}
   for task in tasks:
     harness, owner = found.setdefault(task.harness.name, (task.harness, task.name))
     if harness != task.harness:
@@ -236,9 +236,11 @@ def harnesses_of(tasks: Sequence[Task | Episode]) -> list[Harness]:
 def _digest_of(episode: Episode, asked: Sequence[Example]) -> str:
   """Of the samples, of what executes answers and of what judges them."""
   grader = getattr(episode, "task", episode)
+  harness = episode.harness
+  executed_by = [harness.fingerprint] if isinstance(harness, Service) else [harness.source, repr(harness.setup)]
   content: list[Any] = [
     [[example.prompt, example.answer, repr(example.expected)] for example in asked],
-    [episode.harness.name, episode.harness.source, repr(episode.harness.setup)],
+    [harness.name, *executed_by],
     source_digest(grader),
   ]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """A sandbox on demand starts with the first job and not before; several tasks may bring one harness."""
 
+import contextlib
 import dataclasses
 import subprocess
 import threading
@@ -10,7 +11,7 @@ import pytest
 from cqd_jax.sandbox import on_demand, sandbox
 from cqd_jax.sandbox.on_demand import SandboxOnDemand, distinct_harnesses
 from cqd_jax.sandbox.sandbox import Limits, SandboxUnavailable, probe
-from cqd_jax.tasks.execution import Harness, Job, Outcome
+from cqd_jax.tasks.execution import Harness, Job, Outcome, Service
 
 needs_isolation = pytest.mark.skipif(probe() is not None, reason=f"{probe()}")
 
@@ -141,3 +142,61 @@ def test_arguments_are_checked_at_once():
 def test_each_harness_is_taken_once_in_order():
   assert distinct_harnesses([TWICE, ECHO, dataclasses.replace(TWICE), ECHO]) == [TWICE, ECHO]
   assert distinct_harnesses([]) == []
+
+
+class Shop:
+  """A service that says what it was asked, and keeps when it was opened and closed."""
+
+  def __init__(self, name="shop", fingerprint="1", answer=lambda job: Outcome("ok", ["shop", job.payload])):
+    self.log = []
+    self.answer = answer
+    self.service = Service(name, fingerprint, self.start)
+
+  @contextlib.contextmanager
+  def start(self, workers, unsafe):
+    self.log.append(("open", workers, unsafe))
+    yield lambda jobs: [self.answer(job) for job in jobs]
+    self.log.append(("closed",))
+
+
+@needs_isolation
+def test_jobs_go_to_the_service_or_the_sandbox_that_they_name(started):
+  shop, idle = Shop(), Shop("idle")
+  with SandboxOnDemand([ECHO, shop.service, TWICE, idle.service, Shop().service], workers=1) as opened:
+    assert opened.run([Job("shop", 1), Job("shop", 2)]) == [Outcome("ok", ["shop", 1]), Outcome("ok", ["shop", 2])]
+    assert (opened.isolated, started) == (None, [])
+    mixed = [Job("twice", 1), Job("shop", 3), Job("echo", 4), Job("shop", 5)]
+    assert [outcome.value for outcome in opened.run(mixed)] == [2, ["shop", 3], 4, ["shop", 5]]
+    assert shop.log == [("open", 1, False)]
+  assert shop.log == [("open", 1, False), ("closed",)]
+  assert idle.log == []
+  with pytest.raises(RuntimeError, match="run: the sandbox is closed"):
+    opened.run([Job("shop", 1)])
+
+
+def test_an_unknown_name_is_refused_before_anything_starts():
+  shop = Shop()
+  with (
+    SandboxOnDemand([ECHO, shop.service]) as opened,
+    pytest.raises(ValueError, match=r"jobs\[1\].harness: expected one of \['echo', 'shop'\], got 'shp'"),
+  ):
+    opened.run([Job("shop", 1), Job("shp", 1)])
+  assert shop.log == []
+
+
+def test_a_service_that_answers_too_little_is_named():
+  @contextlib.contextmanager
+  def start(workers, unsafe):
+    yield lambda jobs: [Outcome("ok")]
+
+  with (
+    SandboxOnDemand([Service("lazy", "1", start)]) as opened,
+    pytest.raises(ValueError, match="lazy: expected 2 outcomes, got 1"),
+  ):
+    opened.run([Job("lazy", 1), Job("lazy", 2)])
+
+
+def test_one_name_for_a_service_and_something_else_is_refused():
+  for other in (ECHO, Shop("echo", "2").service):
+    with pytest.raises(ValueError, match="expected one of each name, got two that differ named 'echo'"):
+      SandboxOnDemand([Shop("echo").service, other])
