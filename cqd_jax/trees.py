@@ -147,17 +147,22 @@ def leaf_keys(key: PRNGKey, tree: Params) -> Params:
   return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
 
 
-@jax.jit
 def fingerprint(tree: Params) -> UInt32[Array, "L 2"]:
   """A checksum of 64 bits of each of L leaves, in the order of `jax.tree.leaves`.
 
   A leaf with one bit changed, or two entries exchanged, has another checksum but for a chance of 2^-64. Shapes and
   dtypes do not count; typed PRNG keys are taken by their data. It is a sum over entries, so leaves stay sharded as
-  they are.
+  they are. A program is compiled for each shape and not for each tree.
   """
-  return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+  return _stack(*[_checksum(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+@jax.jit
+def _stack(*rows: jax.Array) -> jax.Array:
+  return jnp.stack(rows)
+
+
+@jax.jit
 def _checksum(leaf: jax.Array) -> jax.Array:
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
