@@ -30,6 +30,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 for library in ("OMP", "OPENBLAS", "MKL"):
   os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
+import compiled_once  # noqa: E402
 import eager_moves  # noqa: E402
 import jax  # noqa: E402
 from jax._src.interpreters import mlir  # noqa: E402
@@ -40,6 +41,7 @@ if hasattr(mlir, "make_ir_context"):
   mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 eager_moves.install()
+compiled_once.install()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
