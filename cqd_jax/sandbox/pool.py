@@ -57,6 +57,8 @@ class Exchange:
     job: its number in the caller's list.
     channel: the parent's end, which never blocks.
     theirs: the other end, until the worker has it.
+    order: what tells the worker of it.
+    harness: the index of its harness.
     got: what was read; at most a little more than is allowed.
   """
 
@@ -65,6 +67,7 @@ class Exchange:
     self.channel, self.theirs = socket.socketpair()
     self.channel.setblocking(False)
     self.order = message[: ORDER.size]
+    self.harness: int = ORDER.unpack(self.order)[0]
     self.got = b""
     self._word = os.urandom(WORD_BYTES)
     self._outgoing = memoryview(self._word + message)
@@ -112,8 +115,13 @@ class Exchange:
     self.channel.close()
     self.theirs.close()
 
-  def reply(self, notice: int, limits: Mapping[str, Any]) -> Reply:
-    """What came of the job, once the worker has given notice that nothing of it is alive."""
+  def reply(self, notice: int, times: Sequence[Mapping[str, Any]]) -> Reply:
+    """What came of the job, once the worker has given notice that nothing of it is alive.
+
+    Args:
+      notice: how its process ended.
+      times: the limits of time, by the index of the harness.
+    """
     self.advance()
     self.close()
     if self.got and not self._word.startswith(self.got[:WORD_BYTES]):
@@ -126,9 +134,9 @@ class Exchange:
       if len(body) == length and status in (OK, ERROR, OVERFLOW, READY, FAILED):
         return Reply(status, body)
     if notice == LATE:
-      return Reply(TIMEOUT, f"over {limits['wall_seconds']:g} s of time".encode())
+      return Reply(TIMEOUT, f"over {times[self.harness]['wall_seconds']:g} s of time".encode())
     if notice == SPENT:
-      return Reply(TIMEOUT, f"over {limits['cpu_seconds']} s of CPU time".encode())
+      return Reply(TIMEOUT, f"over {times[self.harness]['cpu_seconds']} s of CPU time".encode())
     return Reply(KILLED, b"the process ended without a result")
 
 
@@ -144,6 +152,7 @@ class Worker:
     self.in_flight: collections.deque[Exchange] = collections.deque()
     self.since = 0.0
     self._limits: Mapping[str, Any] = settings["limits"]
+    self._times: Sequence[Mapping[str, Any]] = settings["times"]
     self._unsent: collections.deque[Exchange] = collections.deque()
     self._control, theirs = socket.socketpair()
     with theirs:
@@ -174,7 +183,7 @@ class Worker:
       if (replies := self.advance()) is None:
         starting = self.in_flight[0]
         if starting.got[WORD_BYTES:]:  # it said why
-          reply = starting.reply(KILLED, self._limits)
+          reply = starting.reply(KILLED, self._times)
           raise RuntimeError(f"the sandbox's worker failed to start:\n{reply.body.decode()}")
         raise RuntimeError(self._last_words())
       if replies:
@@ -218,7 +227,7 @@ class Worker:
     done = []
     for notice in notices:
       exchange = self.in_flight.popleft()
-      done.append((exchange.job, exchange.reply(notice, self._limits)))
+      done.append((exchange.job, exchange.reply(notice, self._times)))
       self.since = time.monotonic()
     return done
 

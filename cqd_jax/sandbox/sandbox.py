@@ -209,7 +209,8 @@ class Sandbox(JobRunner):
     try:
       if not self._workers:
         self._start_workers()
-      patience = self._limits.wall_seconds + PATIENCE_SECONDS
+      longest = max(times["wall_seconds"] for times in _times(self._harnesses, self._limits))
+      patience = longest + PATIENCE_SECONDS
       return Dispatch(messages, self._workers, self._start_one, patience).run()
     except BaseException:
       self._end_workers()  # or replies to these jobs would be taken for those to the next
@@ -303,6 +304,7 @@ def _start(mode: str, harnesses: Sequence[Mapping[str, Any]], limits: Limits) ->
   program = Path(worker_program.__file__)
   values = dataclasses.asdict(limits)
   settings = {"isolated": mode != "none", "limits": values, "harnesses": harnesses, "uid": None}
+  settings["times"] = _times(harnesses, limits)
   if mode == "none":
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
     return Worker([str(interpreter()), *PYTHON_FLAGS, str(program)], settings, environment)
@@ -314,6 +316,15 @@ def _start(mode: str, harnesses: Sequence[Mapping[str, Any]], limits: Limits) ->
     values["processes"] += 2  # the worker and bubblewrap are the same user
   command = bubblewrap_command(program, own_user_namespace=mode == "user")
   return Worker(command, settings, {})
+
+
+def _times(harnesses: Sequence[Mapping[str, Any]], limits: Limits) -> list[dict[str, Any]]:
+  """The limits of CPU and wall time for the jobs of each harness."""
+  own = [harness.get("cpu_seconds") or limits.cpu_seconds for harness in harnesses]
+  more = [max(0, cpu - limits.cpu_seconds) for cpu in own]
+  return [
+    {"cpu_seconds": cpu, "wall_seconds": limits.wall_seconds + extra} for cpu, extra in zip(own, more, strict=True)
+  ]
 
 
 @functools.cache

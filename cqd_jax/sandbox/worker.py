@@ -279,7 +279,7 @@ class Executor:
 
   def __init__(self, settings: dict[str, Any], modules: list[types.ModuleType]):
     self.limits: dict[str, Any] = settings["limits"]
-    self.cpu_limit = (self.limits["cpu_seconds"],) * 2
+    self.times: list[dict[str, Any]] = settings["times"]
     self.runs: list[Callable[[Any], Any]] = [module.run for module in modules]
     self.furnishings: list[Furnish | None] = [getattr(module, "furnish", None) for module in modules]
     self.isolated: bool = settings["isolated"]
@@ -290,7 +290,7 @@ class Executor:
   def __call__(self, index: int, channel: int) -> int:
     """Has one job executed, and closes the channel; returns the notice of how its process ended."""
     self.jail.lay(self.furnishings[index])
-    deadline = time.monotonic() + self.limits["wall_seconds"]
+    deadline = time.monotonic() + self.times[index]["wall_seconds"]
     child = self.jail.start()
     if not child:
       self._be_the_child(index, channel)
@@ -301,7 +301,7 @@ class Executor:
       return LATE
     # What else kills so is the end of memory. The limit's clock and that of the usage may differ by a good deal.
     killed = os.WIFSIGNALED(wait_status) and os.WTERMSIG(wait_status) == signal.SIGKILL
-    return SPENT if killed and usage.ru_utime + usage.ru_stime > self.limits["cpu_seconds"] / 2 else ENDED
+    return SPENT if killed and usage.ru_utime + usage.ru_stime > self.times[index]["cpu_seconds"] / 2 else ENDED
 
   def _be_the_child(self, index: int, channel: int) -> None:
     # Nothing may ever leave this function: the caller's loop belongs to the worker.
@@ -309,7 +309,7 @@ class Executor:
       self.jail.enter()
       os.closerange(3, channel)
       os.closerange(channel + 1, self.limits["open_files"])
-      resource.setrlimit(resource.RLIMIT_CPU, self.cpu_limit)
+      resource.setrlimit(resource.RLIMIT_CPU, (self.times[index]["cpu_seconds"],) * 2)
       if "random" in sys.modules:
         sys.modules["random"].seed(0)
       gc.enable()

@@ -11,6 +11,9 @@ JSON: TypeAlias = Any
 
 Status: TypeAlias = Literal["ok", "error", "timeout", "killed", "overflow"]
 
+MOST_CPU_SECONDS = 3600
+"""An answer that takes longer than this is not worth waiting for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Harness:
@@ -24,11 +27,21 @@ class Harness:
       `furnish()`, called in an empty folder: every job begins in a folder that holds what it wrote, and that is
       written again only after a job that changed something.
     setup: JSON given to `prepare`.
+    cpu_seconds: whole seconds of CPU time for each of its jobs; None: as many as the sandbox allows any job. Where that
+      is fewer, the job's wall time grows by the difference.
+
+  Raises:
+    ValueError: if `cpu_seconds` is out of range.
   """
 
   name: str
   source: str
   setup: JSON = None
+  cpu_seconds: int | None = None
+
+  def __post_init__(self) -> None:
+    if self.cpu_seconds is not None and not 1 <= self.cpu_seconds <= MOST_CPU_SECONDS:
+      raise ValueError(f"cpu_seconds: expected 1 to {MOST_CPU_SECONDS}, got {self.cpu_seconds}")
 
 
 @dataclasses.dataclass(frozen=True)

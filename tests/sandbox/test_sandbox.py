@@ -235,6 +235,23 @@ def test_find_non_json(value, found):
   assert find_non_json(value) == found
 
 
+@pytest.mark.parametrize("seconds", [0, -1, 3601])
+def test_seconds_of_a_harness_are_checked(seconds):
+  with pytest.raises(ValueError, match=f"cpu_seconds: expected 1 to 3600, got {seconds}"):
+    Harness("echo", ECHO.source, cpu_seconds=seconds)
+
+
+@needs_isolation
+def test_a_harness_may_have_a_time_of_its_own():
+  spin = "import time\nx = 0\nwhile time.process_time() < 1.4: x += 1"
+  patient, quick = (dataclasses.replace(PYTHON, name=name, cpu_seconds=cpu) for name, cpu in (("a", 30), ("b", 1)))
+  sleeper = "import time\ntime.sleep(1.4)\nx = 1"
+  timeout = Outcome("timeout", None, "over 1 s of time")
+  with Sandbox([quick, patient], limits=Limits(cpu_seconds=1, wall_seconds=1.0), workers=2) as opened:
+    slow, cut, asleep, too_long = opened.run([Job("a", spin), Job("b", spin), Job("a", sleeper), Job("b", sleeper)])
+  assert [slow.status, cut.status, asleep, too_long] == ["ok", "timeout", Outcome("ok", 1), timeout]
+
+
 class TestWithoutIsolation:
   @pytest.fixture(autouse=True)
   def _nothing_isolates(self, monkeypatch, tmp_path):
@@ -290,7 +307,7 @@ while channel := take():
 
 def test_sick_workers_are_replaced_and_their_jobs_tried_once_more(tmp_path):
   started = []
-  settings = {"limits": dataclasses.asdict(Limits())}
+  settings = {"limits": dataclasses.asdict(Limits()), "times": [{"wall_seconds": 5.0, "cpu_seconds": 2}]}
 
   def start():
     worker = Worker([sys.executable, "-c", FAKE_WORKER, str(tmp_path / "died")], settings, {})
