@@ -45,10 +45,12 @@ compiled_once.install()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
-# Without the grammars of the skills: their functions are called a hundred thousand times, and none takes an array.
+# Without the grammars of the skills and MBPP's tests: their functions are called a hundred thousand times, and none
+# takes an array.
+UNCHECKED = [("tasks", "skills"), ("tasks", "mbpp")]
 PACKAGE = Path(importlib.util.find_spec("cqd_jax").origin).parent
 checked = [path.relative_to(PACKAGE.parent).with_suffix("").parts for path in PACKAGE.rglob("*.py")]
-checked = [".".join(parts) for parts in checked if parts[1:3] != ("tasks", "skills") and parts[-1] != "__init__"]
+checked = [".".join(parts) for parts in checked if parts[1:3] not in UNCHECKED and parts[-1] != "__init__"]
 hook = install_import_hook(checked, "beartype.beartype")
 
 
@@ -93,6 +95,19 @@ def _trained_at_full_speed():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Trainer, "fit", fit_optimized)
     yield
+
+
+@pytest.fixture(scope="session")
+def shared_data(pytestconfig):
+  """Finds a file of the published data, which is beside the repository where it is at all."""
+
+  def find(name: str) -> Path:
+    path = pytestconfig.rootpath.parent / "shared" / "data" / name
+    if not path.exists():
+      pytest.skip(f"the published data is not here: {path}")
+    return path
+
+  return find
 
 
 @pytest.fixture

@@ -99,6 +99,7 @@ KINDS: Mapping[str, Kind] = {
       "coding": "cqd_jax.tasks.skills:coding",
       "database": "cqd_jax.tasks.skills:database",
       "os": "cqd_jax.tasks.skills:shell",
+      "mbpp": "cqd_jax.tasks.mbpp:mbpp",
     },
     frozenset({"sizes", "seed"}),
   ),
