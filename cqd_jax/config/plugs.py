@@ -100,6 +100,7 @@ KINDS: Mapping[str, Kind] = {
       "database": "cqd_jax.tasks.skills:database",
       "os": "cqd_jax.tasks.skills:shell",
       "mbpp": "cqd_jax.tasks.mbpp:mbpp",
+      "jsonl": "cqd_jax.tasks.jsonl:jsonl",
     },
     frozenset({"sizes", "seed"}),
   ),

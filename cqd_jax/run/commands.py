@@ -41,7 +41,7 @@ def train(settings: ExperimentSettings, console: Console) -> None:
   with open_problem(settings) as (problem, interface), interruptible(console.print) as interrupt:
     if settings.base is not None:
       raise ConfigError(f"base: nothing to train, the models are those of {settings.base}")
-    check_isolation(settings)
+    check_isolation(settings, problem)
     use_compile_cache(settings.cache_dir)
     base, experts = load_or_train(settings, problem, interface, console, interrupt)
     names = list(problem.task_names)
@@ -72,7 +72,7 @@ def evaluate(run_dir: Path, model: str, split: Split, console: Console) -> dict[
   if not folder.is_dir():
     raise RunDirError(f"model: no {model!r} in {files.models}, which has {_list_models(files)}")
   with open_problem(settings) as (problem, interface):
-    check_isolation(settings)
+    check_isolation(settings, problem)
     use_compile_cache(settings.cache_dir)
     verify(folder)
     read = load_pretrained(folder)

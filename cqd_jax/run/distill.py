@@ -45,7 +45,6 @@ def distill(run_dir: Path, plug: Plug, console: Console) -> Path:
   settings = read_settings(files)
   if method.name in [own.name for own in methods_of(settings)]:
     raise RunDirError(f"{run_dir}: has a method named {method.name!r}; expected another --name")
-  check_isolation(settings)
   use_compile_cache(settings.cache_dir)
   with (
     locked(run_dir),
@@ -53,6 +52,7 @@ def distill(run_dir: Path, plug: Plug, console: Console) -> Path:
     restored(files, console) as (context, swarm),
     interruptible(lambda text: console.print(text, highlight=False)) as interrupt,
   ):
+    check_isolation(settings, context.problem)
     context = dataclasses.replace(context, interrupt=interrupt)
     context.teachers.swarm = swarm.population(), swarm.space
     searched = Loop(context, method, first=False).run()

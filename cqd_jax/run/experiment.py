@@ -26,9 +26,10 @@ from cqd_jax.run.methods import methods_of
 from cqd_jax.run.read_run import read_record
 from cqd_jax.run.rehearsal import rehearse
 from cqd_jax.run.stages import Result, explained, read_result, run_stages, show, stage
-from cqd_jax.run.text_run import open_context, open_problem
+from cqd_jax.run.text_run import needs_sandbox, open_context, open_problem
 from cqd_jax.sandbox.sandbox import SandboxUnavailable, probe
 from cqd_jax.store.run_dir import RunDirError, is_disk_full, locked
+from cqd_jax.tasks.problem import Problem
 from cqd_jax.tasks.text import TextProblem
 from cqd_jax.terminal.interrupt import interruptible
 
@@ -46,7 +47,7 @@ def run_experiment(settings: ExperimentSettings, console: Console) -> Result:
     open_folders(settings)  # what is wrong with them, or the methods, is said before there is a run directory
     rehearse(settings, interface, len(problem.task_names))
     methods = methods_of(settings)
-    check_isolation(settings)
+    check_isolation(settings, problem)
     use_compile_cache(settings.cache_dir)
     files = create_run(settings)
     with discarded_if_empty(files), locked(files.path), explained(files.path, f"cqd resume {files.path}"):
@@ -81,7 +82,7 @@ def resume_experiment(run_dir: Path, console: Console) -> Result:
       console.print(f"{run_dir}: is finished", highlight=False)
       return show_again(files, title_of(settings), console)
     with open_problem(settings) as (problem, interface):
-      check_isolation(settings)
+      check_isolation(settings, problem)
       use_compile_cache(settings.cache_dir)
       begin_session(files)
       return _run(files, settings, problem, interface, methods_of(settings), console)
@@ -95,9 +96,10 @@ def show_again(files: RunFiles, title: str, console: Console) -> Result:
   return result
 
 
-def check_isolation(settings: ExperimentSettings) -> None:
-  """Raises SandboxUnavailable where answers could not be executed."""
-  if not settings.unsafe and (reason := probe()) is not None:
+def check_isolation(settings: ExperimentSettings, problem: Problem) -> None:
+  """Raises SandboxUnavailable where answers have to be executed in the sandbox and could not be."""
+  executed = isinstance(problem, TextProblem) and needs_sandbox(problem.episodes)
+  if executed and not settings.unsafe and (reason := probe()) is not None:
     raise SandboxUnavailable(f"{reason} (To execute answers WITHOUT isolation: --unsafe.)")
 
 

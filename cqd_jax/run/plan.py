@@ -22,7 +22,7 @@ from cqd_jax.run.files import check_places
 from cqd_jax.run.folders import Folders
 from cqd_jax.run.memory import Plan, human, num_bytes, table
 from cqd_jax.run.rehearsal import Work, rehearse
-from cqd_jax.run.text_run import check_questions, make_engine, mesh_of, names_of_experts, tasks_of
+from cqd_jax.run.text_run import check_questions, make_engine, mesh_of, names_of_experts, needs_sandbox, tasks_of
 from cqd_jax.sandbox.sandbox import installed
 from cqd_jax.tasks.episode import Episode, as_episode
 from cqd_jax.tasks.task import AskedSplit, Split, Task
@@ -96,7 +96,7 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
       f"{context}",
       highlight=False,
     )
-  if not settings.unsafe and not installed():
+  if needs_sandbox(tasks) and not settings.unsafe and not installed():
     console.print(
       "Mind: nothing isolates answers here (bubblewrap is not installed), so evolve will refuse", highlight=False
     )

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from cqd_jax.search.variation import unbound
 from cqd_jax.store.checksums import verify
 from cqd_jax.store.history import History
 from cqd_jax.tasks.episode import Episode
+from cqd_jax.tasks.execution import Harness
 from cqd_jax.tasks.task import Split, Task
 from cqd_jax.tasks.text import TextProblem, harnesses_of
 from cqd_jax.terminal.interrupt import Interrupt
@@ -117,6 +118,11 @@ def mesh_of(settings: MeshSettings) -> Mesh | None:
       f"got {settings.population} x {settings.model}"
     )
   return make_mesh(population=settings.population, model=settings.model, devices=devices[:size])
+
+
+def needs_sandbox(tasks: Sequence[Task | Episode]) -> bool:
+  """Whether answers to some task are executed in the sandbox; services isolate by themselves, or refuse."""
+  return any(isinstance(harness, Harness) for harness in harnesses_of(tasks))
 
 
 @contextlib.contextmanager

@@ -62,8 +62,11 @@ class Episode(Protocol):
   """A skill with dialogues and executable answers; K of these make a problem. See the module's docstring."""
 
   name: str
-  harness: Harness | Service
   max_turns: int
+
+  @property
+  def harness(self) -> Harness | Service | None:
+    """What executes answers; None: nothing has to be executed."""
 
   def examples(self, split: Split) -> Sequence[Example]:
     """The samples of a split, the same at every call; no meaning is in two splits."""

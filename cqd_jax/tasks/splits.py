@@ -76,10 +76,17 @@ def _shares(total: int, asked: Mapping[Split, int]) -> dict[Split, int]:
   return shares
 
 
-def shared_between_splits(splits: Mapping[Split, Sequence[str]]) -> dict[str, list[Split]]:
-  """Texts that are in several splits, each with these; blanks and case do not tell texts apart."""
+def in_several_splits(splits: Mapping[Split, Sequence[tuple[str, str]]]) -> list[list[tuple[Split, str]]]:
+  """Texts that are in more than one split; blanks and case do not tell texts apart.
+
+  Args:
+    splits: of each split texts, and where each stands.
+
+  Returns:
+    For each such text the splits, and where it first stands in each.
+  """
   seen: dict[str, dict[Split, str]] = {}
   for split, texts in splits.items():
-    for text in texts:
-      seen.setdefault(" ".join(text.lower().split()), {}).setdefault(split, text)
-  return {next(iter(found.values())): list(found) for found in seen.values() if len(found) > 1}
+    for text, where in texts:
+      seen.setdefault(" ".join(text.lower().split()), {}).setdefault(split, where)
+  return [list(found.items()) for found in seen.values() if len(found) > 1]

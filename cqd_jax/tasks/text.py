@@ -227,6 +227,8 @@ def harnesses_of(tasks: Sequence[Task | Episode]) -> list[Harness | Service]:
   """
   found: dict[str, tuple[Harness | Service, str]] = {}
   for task in tasks:
+    if task.harness is None:
+      continue
     harness, owner = found.setdefault(task.harness.name, (task.harness, task.name))
     if harness != task.harness:
       raise ValueError(f"tasks: {owner} and {task.name} have different harnesses named {harness.name!r}")
@@ -236,14 +238,21 @@ def harnesses_of(tasks: Sequence[Task | Episode]) -> list[Harness | Service]:
 def _digest_of(episode: Episode, asked: Sequence[Example]) -> str:
   """Of the samples, of what executes answers and of what judges them."""
   grader = getattr(episode, "task", episode)
-  harness = episode.harness
-  executed_by = [harness.fingerprint] if isinstance(harness, Service) else [harness.source, repr(harness.setup)]
   content: list[Any] = [
     [[example.prompt, example.answer, repr(example.expected)] for example in asked],
-    [harness.name, *executed_by],
+    _digested(episode.harness),
     source_digest(grader),
   ]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _digested(harness: Harness | Service | None) -> list[Any]:
+  """What of it an outcome depends on."""
+  if harness is None:
+    return []
+  if isinstance(harness, Service):
+    return [harness.name, harness.fingerprint]
+  return [harness.name, harness.source, repr(harness.setup), harness.cpu_seconds]
 
 
 def _word(name: str) -> str:
