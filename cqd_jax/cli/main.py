@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 
 import cqd_jax
+from cqd_jax.cli.grade_command import add_grade
 from cqd_jax.cli.origin import own_origin
 from cqd_jax.cli.plug_options import split_plug_options, with_plug_options
 from cqd_jax.config.settings import ConfigError, ExperimentSettings, load_settings, setting_names
@@ -34,6 +35,9 @@ from three experts to a report:
 your own models, in folders of Hugging Face (whole models or LoRA adapters):
   cqd inspect BASE EXPERT EXPERT EXPERT                  do they fit, how do they differ, what rank holds them
   cqd evolve experiments/llama3_agentbench.yaml --dry-run   files, shapes, memory and work, before anything is read
+
+answers that were made anywhere, graded as those of its own models are:
+  cqd grade mbpp --data mbpp.jsonl --answers answers.jsonl --json grades.json
 
 a run that was stopped, killed, or out of disk:
   cqd resume runs/skills-seed-0
@@ -206,6 +210,7 @@ def _make_parser() -> argparse.ArgumentParser:
     action="store_true",
     help="peft: leave out changes of embedding and head, which vLLM does not take of every architecture",
   )
+  add_grade(commands)
   distill = add("distill", _distill, "teach one model all that a run's experts and swarm answered right", DISTILL)
   distill.add_argument("--name", default="distilled", help="of the row and of the model folder (default: distilled)")
   distill.add_argument("--labels", choices=("swarm", "experts", "references"), default="swarm", help="whose answers")

@@ -1,6 +1,6 @@
 """What a model is judged by: problems, and the tasks and episodes that text problems are made of."""
 
-from cqd_jax.tasks.episode import Engine, Episode, Message, Request
+from cqd_jax.tasks.episode import Engine, Episode, FromData, Message, Request
 from cqd_jax.tasks.execution import Execute, Harness, Job, Outcome, Service
 from cqd_jax.tasks.problem import Problem, Sample, Scored, TrainingSignal, Verified, task_scores
 from cqd_jax.tasks.task import Example, Split, Task, grade, grade_population
@@ -12,6 +12,7 @@ __all__ = [
   "Episode",
   "Example",
   "Execute",
+  "FromData",
   "Harness",
   "Job",
   "Message",

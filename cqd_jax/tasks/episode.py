@@ -82,6 +82,14 @@ class Episode(Protocol):
 
 
 @runtime_checkable
+class FromData(Protocol):
+  """A task or episode whose samples come from a file; answers to them that were made elsewhere can be graded."""
+
+  def samples(self) -> Sequence[Example]:
+    """All samples of the file in its order, whatever the splits: the index of an answer is a place in it."""
+
+
+@runtime_checkable
 class Engine(Protocol):
   """Answers requests with each of P individuals. One engine serves all tasks of a problem.
 

@@ -1,6 +1,8 @@
 """The examples of docs/ run as they stand."""
 
+import json
 import re
+import shlex
 import sys
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 import yaml
 
+from cqd_jax.cli.main import main
 from cqd_jax.config.plugs import Plug, resolve
 from cqd_jax.config.settings import parse_settings
 from cqd_jax.genotypes.space import Candidates, dense_space
@@ -16,7 +19,7 @@ from cqd_jax.run.text_run import tasks_of
 from cqd_jax.sandbox.sandbox import Sandbox, probe
 from cqd_jax.tasks import Message, Outcome, Request, TextProblem, TracedProblem, grade
 
-PAGES = ("script", "task", "operator", "method", "engine", "distill")
+PAGES = ("script", "task", "operator", "method", "engine", "benchmarks", "distill")
 
 
 def blocks(pytestconfig, page, kind):
@@ -103,6 +106,28 @@ def test_a_task(as_module):
   problem = TextProblem([my_tasks.Guessing()], Guesser(), execute, max_new_tokens=4)
   space = dense_space(jnp.zeros(1), jnp.zeros((1, 1)))
   assert problem.score("test", space.experts, space).values.tolist() == [[[1.0]]]
+
+
+def test_benchmarks(pytestconfig, tmp_path, monkeypatch):
+  if probe() is not None:
+    pytest.skip(f"nothing isolates answers here: {probe()}")
+  monkeypatch.chdir(tmp_path)
+  names = ("questions", "mbpp", "answers")
+  for name, lines in zip(names, blocks(pytestconfig, "benchmarks", "jsonl"), strict=True):
+    (tmp_path / f"{name}.jsonl").write_text(lines)
+  (named,) = blocks(pytestconfig, "benchmarks", "yaml")
+  coding, numbers = tasks_of(parse_settings(yaml.safe_load(named), "benchmarks.md"))
+  assert [task.name for task in (coding, numbers)] == ["mbpp", "questions"]
+  for task in (coding, numbers):
+    assert [len(task.examples(split)) for split in ("train", "validation", "test")] == [1, 1, 1]
+  assert [numbers.reply(each, ["It is 1234."], Outcome("ok")) for each in numbers.samples()] == [0.0, 0.0, 1.0]
+  with Sandbox([coding.harness], workers=1) as sandbox:
+    assert grade(coding, coding.samples(), [each.answer for each in coding.samples()], sandbox).all()
+  commands = blocks(pytestconfig, "benchmarks", "sh")[0].splitlines()
+  assert [main(shlex.split(command)[1:]) for command in commands] == [0, 0]
+  (shown,) = blocks(pytestconfig, "benchmarks", "json")
+  assert json.loads((tmp_path / "grades.json").read_text()) == json.loads(shown)
+  assert json.loads((tmp_path / "numbers.json").read_text())["score"] == 0.0
 
 
 def test_an_operator(as_module):
