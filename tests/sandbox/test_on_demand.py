@@ -22,6 +22,7 @@ TWICE = Harness("twice", "def run(payload):\n  return 2 * payload")
 @pytest.fixture
 def started(monkeypatch):
   """The commands of all processes that were started."""
+  probe()  # starts one by itself, if nobody has asked yet
   commands = []
   popen = subprocess.Popen
 

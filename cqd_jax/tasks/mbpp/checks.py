@@ -84,7 +84,7 @@ def checks_of(test: str, functions: tuple[str, ...]) -> tuple[Check, ...]:
   """
   checks: list[Check] = []
   before: list[ast.stmt] = []
-  for statement in ast.parse(test.strip()).body:
+  for statement in _parsed(test).body:
     if isinstance(statement, ast.Assert):
       checks.append(_Division(functions).check(before, statement.test))
       before = []
@@ -104,7 +104,7 @@ def functions_of(tests: Sequence[str], solution: str) -> tuple[str, ...]:
   Raises:
     SyntaxError, ValueError, RecursionError: if a test is no Python that can be read.
   """
-  nodes = [node for test in tests for node in ast.walk(ast.parse(test.strip()))]
+  nodes = [node for test in tests for node in ast.walk(_parsed(test))]
   called = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
   names = tuple(dict.fromkeys(called))
   defined = _defined(solution)
@@ -114,12 +114,16 @@ def functions_of(tests: Sequence[str], solution: str) -> tuple[str, ...]:
 
 def _defined(solution: str) -> set[str]:
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")
-      body = ast.parse(solution).body
+    body = _parsed(solution).body
   except (SyntaxError, ValueError, RecursionError):
     return set()
   return {name for statement in body for name in names_bound(statement)}
+
+
+def _parsed(source: str) -> ast.Module:
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of odd escapes, which are the data's
+    return ast.parse(source.strip())
 
 
 class _Division:

@@ -176,6 +176,7 @@ DIVIDED = {
   "assert (f(2) == 3) == True": (lambda x: 3, lambda x: 4, ["f(2)"]),
   "assert f(2) % 2 == 1": (lambda x: 3, lambda x: "%d", ["f(2)"]),
   "assert f(2) * 10 ** 9 == 1": (lambda x: 1e-9, lambda x: [1], ["f(2)"]),
+  r"assert f(2) == 'a\d'": (lambda x: "a\\d", lambda x: "ad", ["f(2)"]),
   "assert f(2) == 'ab' * 2": (lambda x: "abab", lambda x: "ab", ["f(2)"]),
 }  # fmt: skip
 
