@@ -19,16 +19,20 @@ Rule: TypeAlias = Callable[[str, Any], Any]
 LONGEST = 1 << 17
 """Characters of a text in which a pattern is looked for."""
 
+LONGEST_END = 1 << 14
+"""Characters at the end of a text in which a number is looked for."""
+
 PATTERN_SECONDS = 1.0
 """A pattern that takes longer on a text, since it tries ever more ways to match, counts as not found."""
 
 RELATIVE_TOLERANCE = Decimal("1e-6")
 
 _NUMBER = re.compile(
-  r"(?:(?<![\w)\]])[-+])?"  # a sign, and no minus between two numbers
-  r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d|,\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
-  r"(?:[eE][-+]?\d{1,6})?"
+  r"((?<![\w)\]])[-+])?"  # a sign, and no minus between two numbers
+  r"(?:(\d[\d,]*)(\.\d+)?|(?<![\w.])(\.\d+))"
+  r"([eE][-+]?\d{1,6})?"
 )
+_IN_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
 
 
 def exact(text: str, expected: JSON) -> bool:
@@ -60,10 +64,16 @@ def numeric(text: str, expected: JSON) -> bool:
 
 def last_number(text: str) -> Decimal | None:
   """The last number in a text, as people write them; None if there is none."""
-  found = None
-  for found in _NUMBER.finditer(text.replace("\N{MINUS SIGN}", "-")):  # noqa: B007 (the last is wanted)
+  last = None
+  for last in _NUMBER.finditer(text[-LONGEST_END:].replace("\N{MINUS SIGN}", "-")):  # noqa: B007 (that is it)
     pass
-  return None if found is None else Decimal(found[0].replace(",", ""))
+  if last is None:
+    return None
+  sign, whole, part, fraction, exponent = (each or "" for each in last.groups())
+  whole = whole.rstrip(",")
+  if "," in whole and not _IN_THOUSANDS.fullmatch(whole):  # a list, as 1,2,3
+    sign, whole = "", whole.rpartition(",")[2]
+  return Decimal(f"{sign}{whole.replace(',', '')}{part}{fraction}{exponent}")
 
 
 def pattern(text: str, expected: JSON) -> bool:

@@ -16,7 +16,11 @@ LONGEST = 1 << 16
 MOST_PARSED = 1 << 18
 """Characters that are parsed for one answer at most, so that none takes more than a second."""
 
+LONGEST_START = 500
+"""Characters of a line in which the beginning of a statement is looked for."""
+
 _FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<label>[^`\n]*)$")
+_SPECIAL_TOKEN = re.compile(r"(?:<\|[\w-]{1,40}\|>|</s>|<eos>|<end_of_turn>)\Z")
 _START = re.compile(r"^[ \t]*(?:async\s+def|def|class|import|from|@)\b|^[ \t]*@|^[A-Za-z_]\w*(?:\s*:[^=\n]+)?\s*=[^=]")
 
 
@@ -25,7 +29,7 @@ def extract_code(answer: str, names: Sequence[str]) -> str:
 
   In the order of what counts more:
 
-  1. What stands between [BEGIN] and [DONE], where there are such marks, or before a [DONE].
+  1. What stands after the thoughts, between [BEGIN] and [DONE], where there are such marks, or before a [DONE].
   2. Fenced blocks (of any label, indented, the last one perhaps unclosed), and else the stretches of the text that are
      Python. Of several that define a name of `names` the last whole one; with it what others define that it lacks, as
      helpers and imports.
@@ -39,7 +43,8 @@ def extract_code(answer: str, names: Sequence[str]) -> str:
   Returns:
     Source, or "" where there is none to be found.
   """
-  text = _between_marks(answer[:LONGEST].lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
+  text = answer[:LONGEST].lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+  text = _between_marks(_without_special_tokens(text.rpartition("</think>")[2]))
   parser = _Parser()
   found: list[_Piece] = []
   for chunks in _ways_to_divide(text, parser):
@@ -65,10 +70,14 @@ def _ways_to_divide(text: str, parser: "_Parser") -> Iterator[Sequence[str]]:
 def _without_names(text: str, names: Sequence[str], parser: "_Parser") -> str:
   """The code of an answer in which nothing defines what is asked for, or which goes on after a `def`."""
   fenced, prose = _divide(text)
-  for part in (*fenced, *prose) if names else ():
-    begun = re.match(rf"\s*{re.escape(names[0])}\s*\(", part)
-    if begun and (piece := parser.piece(f"def {part.lstrip()}")) is not None:
+  name = re.escape(names[0]) if names else "(?!)"
+  for part in (*fenced, *prose):
+    if re.match(rf"\s*{name}\s*\(", part) and (piece := parser.piece(f"def {part.lstrip()}")) is not None:
       return piece.source
+  if begun := re.search(rf"\b(?:async\s+)?def\s+{name}\s*\(", text):  # after words, or within `backticks`
+    for end in ("\0", "`"):
+      if (piece := parser.piece(text[begun.start() :].partition(end)[0])) is not None:
+        return piece.source
   rest = parser.piece("\n".join(fenced)) if fenced else parser.whole(text)
   return rest.source if rest else ""
 
@@ -139,7 +148,7 @@ class _Parser:
     lines = text.split("\n")
     place = 0
     while place < len(lines) and self._left > 0:
-      if not _START.match(lines[place]):
+      if not _START.match(lines[place][:LONGEST_START]):
         place += 1
         continue
       piece = self.piece("\n".join(lines[place:]))
@@ -165,6 +174,14 @@ def _between_marks(text: str) -> str:
   """What stands between [BEGIN] and [DONE]; a prompt may have given the first, a model may go on after the last."""
   before, begun, after = text.partition("[BEGIN]")
   return (after if begun and "[DONE]" not in before else text).partition("[DONE]")[0]
+
+
+def _without_special_tokens(text: str) -> str:
+  """Without the tokens that end a turn, where whoever decoded it left some."""
+  text = text.rstrip()
+  for _ in range(4):
+    text = (text[:-50] + _SPECIAL_TOKEN.sub("", text[-50:])).rstrip()
+  return text
 
 
 def _divide(text: str) -> tuple[list[str], list[str]]:

@@ -37,7 +37,17 @@ def test_rules(rule, expected, text, right):
 
 @pytest.mark.parametrize(
   ("text", "number"),
-  [("1.", "1"), ("a1b2", "2"), ("1.2.3", "3"), ("-", None), ("1,23", "23"), ("(3)-4", "4"), ("3e", "3"), ("+7", "7")],
+  [
+    ("1," * 9 + "111," * 50_000 + "1111", "1111"),
+    ("1.", "1"),
+    ("a1b2", "2"),
+    ("1.2.3", "3"),
+    ("-", None),
+    ("1,23", "23"),
+    ("(3)-4", "4"),
+    ("3e", "3"),
+    ("+7", "7"),
+  ],
 )
 def test_numbers_in_texts(text, number):
   assert last_number(text) == (None if number is None else Decimal(number))

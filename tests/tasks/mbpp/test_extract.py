@@ -68,6 +68,12 @@ RIGHT = {
   "a program at the end": f"```python\n{CODE}\n\nif __name__ == '__main__':\n    print(f(int(input())))\n```",
   "odd escapes": '```python\ndef f(x):\n    "\\d"\n    return 2 * x\n```',
   "a comment first": f"# doubles\n{CODE}",
+  "special tokens at the end": f"```python\n{CODE}\n```<|im_end|>\n</s>",
+  "a special token after the last word": f"{CODE}<|eot_id|>",
+  "thoughts": f"<think>\nPerhaps\n```python\n{WRONG}\n```\n</think>\n{CODE}",
+  "on the line of the prose": f"Here it is: {CODE}\n\nIt doubles.",
+  "within backticks": "It is `def f(x): return 2 * x`, which doubles.",
+  "a label without a fence": f"python\n{CODE}",
   "helpers with a long sum": f"```\nn = {'1+' * 900}1\ndef double(x):\n  return 2 * x\n```\n```\n{HELPED} + 0 * n\n```",
 
   "a decorated helper": f"```\n@staticmethod\n{HELPER}\nprint(f(2))\n```\n```\n{HELPED}\n```",
@@ -125,6 +131,11 @@ HOSTILE = {
   "f-strings": "f'{" * DEEP,
   "half a word": "from " * DEEP,
   "one line": "x" * LONGEST,
+  "blanks": " " * (LONGEST - 1) + "x",
+  "blanks after a name": "a:" + " " * (LONGEST - 2),
+  "blanks after def": "def " * DEEP + " " * DEEP + "f (",
+  "blanks after async": ("async" + " " * 300) * 200,
+  "special tokens": "<|" * DEEP + "</s>" * DEEP,
   "blocks that need each other": "\n".join(f"```\ndef f{n}(x):\n return f{n + 1}(x)\n```" for n in range(1500)),
 }
 
