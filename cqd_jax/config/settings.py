@@ -166,7 +166,9 @@ class OutputSettings:
   form: Literal["whole", "adapters"] = "whole"
   """What those folders hold: whole models, or LoRA adapters of the base."""
   samples: int = 8
-  """Test questions per task whose answers are shown in the report."""
+  """Test questions per task whose answers are shown in the report; the history keeps so many of everybody tested."""
+  transcripts: int = 2
+  """Validation questions per task whose dialogues the history keeps of every individual; 0: none."""
 
 
 DEFAULT_METHODS: tuple[Plug, ...] = (
@@ -274,6 +276,7 @@ AT_LEAST = {
   "output.checkpoint_every": 1,
   "output.checkpoints_kept": 1,
   "output.samples": 0,
+  "output.transcripts": 0,
 }
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from cqd_jax.genotypes.space import Candidates
 from cqd_jax.low_rank import combine_shared, partition_shared
 from cqd_jax.models import Batch, PromptBucket, bucket_population_prompts, bucket_prompts, decode_population, pack
 from cqd_jax.models.training import losses_of_groups
-from cqd_jax.tasks.episode import Engine, Message, Request
+from cqd_jax.tasks.episode import Answer, Engine, Message, Request
 from cqd_jax.tasks.problem import TrainingSignal
 from cqd_jax.types import Params, PRNGKey
 
@@ -31,6 +31,7 @@ def local(
   *,
   candidates_per_batch: int = 1,
   prompt_buckets: int = 6,
+  context: int | None = None,
   mesh: Mesh | None = None,
 ) -> Engine:
   """The decoder in this process.
@@ -41,9 +42,25 @@ def local(
       an accelerator, and where candidates share the base's weights.
     prompt_buckets: buckets of similar length into which questions are divided, so that short ones do not pay for long
       ones.
+    context: tokens that a dialogue and its next answer may have together. A longer dialogue has failed, and an answer
+      ends where it is full. Not given: what the model's config.json calls `max_position_embeddings`.
     mesh: the devices of the run.
   """
-  return LocalEngine(interface, group_size=candidates_per_batch, num_buckets=prompt_buckets, mesh=mesh)
+  return LocalEngine(interface, group_size=candidates_per_batch, num_buckets=prompt_buckets, context=context, mesh=mesh)
+
+
+class _Prompt(NamedTuple):
+  """A request as tokens.
+
+  Attributes:
+    tokens: of the dialogue so far.
+    wanted: tokens that the answer may have.
+    room: of these, what the context has room for; below 1: none.
+  """
+
+  tokens: tuple[int, ...]
+  wanted: int
+  room: int
 
 
 class LocalEngine:
@@ -56,15 +73,28 @@ class LocalEngine:
     interface: tokenizer and decoder of all models.
     group_size: candidates decoded together.
     num_buckets: buckets of prompts of similar length.
+    context: tokens of prompt and answer together; None: the interface's.
     mesh: divides a group over its `population` axis; None: one device.
 
   Raises:
     ValueError: naming the argument that is below 1, or a group that the mesh does not divide.
   """
 
-  def __init__(self, interface: TextInterface, *, group_size: int = 1, num_buckets: int = 1, mesh: Mesh | None = None):
-    for name, value in (("candidates_per_batch", group_size), ("prompt_buckets", num_buckets)):
-      if value < 1:
+  def __init__(
+    self,
+    interface: TextInterface,
+    *,
+    group_size: int = 1,
+    num_buckets: int = 1,
+    context: int | None = None,
+    mesh: Mesh | None = None,
+  ):
+    for name, value in (
+      ("candidates_per_batch", group_size),
+      ("prompt_buckets", num_buckets),
+      ("context", context),
+    ):
+      if value is not None and value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
     if mesh is not None and group_size % mesh.shape["population"]:
       raise ValueError(
@@ -77,28 +107,50 @@ class LocalEngine:
     self._mesh = mesh
     self._shared_buckets = functools.lru_cache(maxsize=16)(self._bucket)
     self._encoded: dict[tuple[Message, ...], tuple[int, ...]] = {}
-    self.fingerprint = interface.fingerprint
+    self._context = interface.context if context is None else context
+    self.fingerprint = interface.fingerprint if self._context is None else f"{interface.fingerprint}-{self._context}"
 
   def generate(self, individuals: Candidates, requests: Sequence[Sequence[Request]]) -> list[list[str]]:
-    """See `Engine`.
+    """See `Engine`; raises as `respond`."""
+    return [[answer.text for answer in own] for own in self.respond(individuals, requests)]
+
+  def respond(self, individuals: Candidates, requests: Sequence[Sequence[Request]]) -> list[list[Answer]]:
+    """See `CountingEngine`: a prompt that fills the context is refused.
 
     Raises:
       ValueError: if there is not one list of requests for each individual, or a dialogue cannot be written as tokens.
     """
     if len(requests) != individuals.size:
       raise ValueError(f"requests: expected one list for each of {individuals.size} individuals, got {len(requests)}")
-    same = all(own == requests[0] for own in requests[1:])
-    texts: list[list[str]] = []
+    prompts = [[self._prompt(request) for request in own] for own in requests]
+    asked = [[prompt for prompt in own if prompt.room > 0] for own in prompts]
+    given = [iter(own) for own in self._decode(individuals, asked)]
+    return [
+      [next(answers) if prompt.room > 0 else self._refused(prompt) for prompt in own]
+      for own, answers in zip(prompts, given, strict=True)
+    ]
+
+  def _prompt(self, request: Request) -> "_Prompt":
+    tokens = self._encode(request.messages)
+    wanted = request.max_new_tokens
+    return _Prompt(tokens, wanted, wanted if self._context is None else min(wanted, self._context - len(tokens)))
+
+  def _refused(self, prompt: "_Prompt") -> Answer:
+    return Answer("", refused=f"the dialogue has {len(prompt.tokens)} tokens, and the context {self._context}")
+
+  def _decode(self, individuals: Candidates, asked: Sequence[Sequence["_Prompt"]]) -> list[list[Answer]]:
+    """Group by group."""
+    same = all(own == asked[0] for own in asked[1:])
+    answers: list[list[Answer]] = []
     for start in range(0, individuals.size, self._group_size):
       group = range(start, min(start + self._group_size, individuals.size))
-      if not any(requests[index] for index in group):  # all that these were asked is answered
-        texts += [[] for _ in group]
+      if not any(asked[index] for index in group):  # all that these were asked is answered
+        answers += [[] for _ in group]
         continue
       filled = [*group, *[group[0]] * (self._group_size - len(group))]
       params = self._place(individuals.params_of(filled))
-      asked = [requests[index] for index in filled]
-      texts += self._answer(params, asked, shared=same)[: len(group)]
-    return texts
+      answers += self._answer(params, [asked[index] for index in filled], shared=same)[: len(group)]
+    return answers
 
   def training_signal(self, dialogues: Sequence[Sequence[tuple[Message, ...]]]) -> TrainingSignal:
     """See `TrainableEngine`: cross-entropy of the assistant's turns, in packed rows drawn at random.
@@ -146,17 +198,16 @@ class LocalEngine:
       if message.role == "assistant"
     ]
 
-  def _answer(self, params: Params, asked: Sequence[Sequence[Request]], *, shared: bool) -> list[list[str]]:
-    limits = [[request.max_new_tokens for request in own] for own in asked]
+  def _answer(self, params: Params, asked: Sequence[Sequence["_Prompt"]], *, shared: bool) -> list[list[Answer]]:
     if shared:
-      buckets = self._shared_buckets(tuple(self._encode(request.messages) for request in asked[0]))
+      buckets = self._shared_buckets(tuple(prompt.tokens for prompt in asked[0]))
     else:
-      buckets = self._own_buckets([[self._encode(request.messages) for request in own] for own in asked])
+      buckets = self._own_buckets([[prompt.tokens for prompt in own] for own in asked])
     tokens, lengths = decode_population(
       params,
       self._interface.config,
       buckets,
-      max_new_tokens=max(limit for own in limits for limit in own),
+      max_new_tokens=max(prompt.wanted for own in asked for prompt in own),
       end_ids=self._interface.end_ids,
       pad_id=self._interface.pad_id,
       group_size=len(asked),
@@ -164,10 +215,10 @@ class LocalEngine:
     rows, ends = np.asarray(tokens).tolist(), np.asarray(lengths).tolist()
     return [
       [
-        self._interface.decode(row[: min(end, limit)])
-        for row, end, limit in zip(own, own_ends, own_limits, strict=False)  # rows beyond the requests are filling
+        Answer(self._interface.decode(row[: min(end, prompt.room)]), len(prompt.tokens), min(end + 1, prompt.room))
+        for row, end, prompt in zip(own, own_ends, prompts, strict=False)  # rows beyond the requests are filling
       ]
-      for own, own_ends, own_limits in zip(rows, ends, limits, strict=True)
+      for own, own_ends, prompts in zip(rows, ends, asked, strict=True)
     ]
 
   def _bucket(self, prompts: tuple[tuple[int, ...], ...]) -> list[PromptBucket]:

@@ -31,6 +31,7 @@ class TextInterface:
     generation: of `generation_config.json`.
     encode_answer: `(dialogue, answer) -> tokens` with which a model is to answer it, the end included; None where none
       are learned.
+    context: tokens that a dialogue and its next answer may have together; None: as many as there are.
   """
 
   config: DecoderConfig
@@ -42,6 +43,7 @@ class TextInterface:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   encode_answer: Callable[[Sequence[Message], str], list[int]] | None = None
+  context: int | None = None
 
   @property
   def fingerprint(self) -> str:
@@ -116,6 +118,7 @@ def interface_of(base: ModelFolder) -> TextInterface:
   def decode_text(token_ids: Iterable[int]) -> str:
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+  context = base.content.get("max_position_embeddings")
   pad_id = base.end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
   return TextInterface(
     base.config,
@@ -127,4 +130,5 @@ def interface_of(base: ModelFolder) -> TextInterface:
     base.content,
     base.generation,
     encode_answer,
+    context if isinstance(context, int) and context > 0 else None,
   )

@@ -6,6 +6,7 @@ page's Content-Security-Policy forbids every request and every script but that o
 """
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -85,6 +86,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
     "samples": [_sample(one) for one in record.samples],
     "best": record.best,
     "aggregated": [int(identity) for identity in record.aggregated],
+    "costs": [dataclasses.asdict(cost) for cost in record.costs],
   }
 
 
@@ -107,7 +109,8 @@ def _sample(sample: Sample) -> list[Any]:
   """Its score is not rounded: what is nearly right is not right."""
   score = float(sample.score) if np.isfinite(sample.score) else None
   pictures = [[caption, png] for caption, png in sample.pictures]
-  return [sample.task, sample.prompt, sample.gold, sample.answer, score, pictures]
+  turns = [[role, text] for role, text in sample.turns]
+  return [sample.task, sample.prompt, sample.gold, sample.answer, score, pictures, turns, sample.reason]
 
 
 def _weights(pair: np.ndarray | None) -> list[Any] | None:

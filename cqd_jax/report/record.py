@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cqd_jax.store.costs import Cost
 from cqd_jax.store.individuals import Individuals
 
 
@@ -20,6 +21,9 @@ class Sample:
     answer: what the model said; "" if it did not answer in words.
     score: 1: right, 0: wrong; what is between, beyond, or NaN is shown as it is.
     pictures: to be shown side by side, each its caption and a PNG in base64.
+    turns: roles and texts of a dialogue that is more than a question and an answer; "executed" is what was executed of
+      the answer before.
+    reason: why it failed, where that is known; else "".
   """
 
   task: str
@@ -28,6 +32,8 @@ class Sample:
   answer: str
   score: float
   pictures: Sequence[tuple[str, str]] = ()
+  turns: Sequence[tuple[str, str]] = ()
+  reason: str = ""
 
   @property
   def passed(self) -> bool:
@@ -58,6 +64,7 @@ class RunRecord:
     samples: questions of the test split, as the best model answered them.
     best: identity of the living elite with the best mean score; None if there is none.
     aggregated: identities of the K elites that the aggregate is made of, by archive.
+    costs: what scoring took, by method.
   """
 
   name: str
@@ -75,6 +82,7 @@ class RunRecord:
   samples: Sequence[Sample]
   best: int | None
   aggregated: Sequence[int]
+  costs: Sequence[Cost] = ()
 
   @property
   def num_experts(self) -> int:

@@ -16,6 +16,7 @@ from cqd_jax.run.context import Method, RunContext
 from cqd_jax.run.scoring import checksums, names_from
 from cqd_jax.search.algorithm import Algorithm, Info, Population, SearchContext, archives_of, space_of
 from cqd_jax.store.checkpoints import Checkpoints
+from cqd_jax.store.evaluations import Evaluation
 from cqd_jax.store.history import Batch
 from cqd_jax.store.loggers import MetricsLogger, TensorBoardLogger, WandbLogger, all_closed
 from cqd_jax.store.run_dir import RunDirError
@@ -236,7 +237,8 @@ class Loop:
       own = jax.tree.map(lambda leaf, index=index: leaf[index], batched)
       names = names_from(sums[index], individuals, self.space.scored_in)
       own = own._replace(scores=task_scores(values[index]), individuals=names)  # as the history has them of any problem
-      self._context.scorer.remember("validation", dict(zip(names, values[index], strict=True)), seconds)
+      evaluations = dict(zip(names, map(Evaluation, values[index]), strict=True))
+      self._context.scorer.remember("validation", evaluations, seconds)
       figures = self._record(done + 1 + index, own, seconds, loggers)
     return done + length, state, figures
 

@@ -24,7 +24,7 @@ def read_record(files: RunFiles) -> RunRecord:
   with History(files.history) as history:
     names, method = history.task_names, about["method"]
     individuals, metrics, cells = history.individuals(method), history.metrics(method), history.cells(method)
-    verified = _verified(history)
+    verified, costs = _verified(history), history.costs()
   if begun["kind"] == EXPERIMENT and not _are_shares(individuals.scores):
     raise RunDirError(f"{files.history}: damaged, {method!r} has scores that are no shares of questions answered right")
   finished = files.finished
@@ -48,11 +48,12 @@ def read_record(files: RunFiles) -> RunRecord:
     rows=results.get("test", []),
     swarm_sizes=about["swarm_sizes"],
     samples=[
-      Sample(**{**sample, "pictures": [tuple(each) for each in sample["pictures"]]})
+      Sample(**{**sample, **{name: [tuple(each) for each in sample.get(name, [])] for name in ("pictures", "turns")}})
       for sample in results.get("samples", [])
     ],
     best=results.get("best"),
     aggregated=results.get("aggregated", []),
+    costs=costs,
   )
   return record if finished else dataclasses.replace(record, best=_best(record))
 

@@ -15,6 +15,7 @@ STRICT = ConfigDict(strict=True, extra="allow")
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 @with_config(STRICT)
@@ -68,14 +69,16 @@ class TableRow(TypedDict):
 
 @with_config(STRICT)
 class SampleAnswer(TypedDict):
-  """A sample of the best individual; pictures are [caption, PNG in base 64]."""
+  """A sample of the best individual; pictures are [caption, PNG in base 64], turns [role, text]."""
 
   task: str
   prompt: str
   gold: str
   answer: str
   score: float | None
-  pictures: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+  pictures: list[Pair]
+  turns: NotRequired[list[Pair]]
+  reason: NotRequired[str]
 
 
 @with_config(STRICT)

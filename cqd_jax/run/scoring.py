@@ -4,15 +4,16 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from cqd_jax.genotypes.space import Space, take
+from cqd_jax.store.evaluations import Evaluation
 from cqd_jax.store.history import History
-from cqd_jax.tasks.problem import Problem, Scored, Verified, task_scores
+from cqd_jax.tasks.problem import Problem, Scored, task_scores
 from cqd_jax.tasks.task import AskedSplit
 from cqd_jax.trees import fingerprint
 from cqd_jax.types import Genotype
@@ -88,23 +89,17 @@ class Scorer:
     if fresh:
       asked = individuals if len(fresh) == len(names) else take(individuals, np.asarray(fresh))
       scored = self._score(split, asked, own, len(fresh))
-      new = {names[index]: values for index, values in zip(fresh, scored.values, strict=True)}
-      answers = {names[index]: own for index, own in zip(fresh, scored.verified, strict=False)}
-      self.remember(split, new, scored.seconds, answers)
-      known |= {name: (values, scored.seconds / len(fresh)) for name, values in new.items()}
+      new = dict(zip((names[index] for index in fresh), evaluations_of(scored), strict=True))
+      self.remember(split, new, scored.seconds)
+      known |= {name: (own.values, scored.seconds / len(fresh)) for name, own in new.items()}
     values = np.stack([known[name][0] for name in names])
     return Judged(values, task_scores(values), names, sum(known[name][1] for name in names))
 
-  def remember(
-    self,
-    split: AskedSplit,
-    values: dict[str, np.ndarray],
-    seconds: float,
-    answers: Mapping[str, Sequence[Verified]] | None = None,
-  ) -> None:
-    """Keeps values `[K, B]` and passing answers by the names of individuals; `seconds` is what all of them took."""
+  def remember(self, split: AskedSplit, evaluations: Mapping[str, Evaluation], seconds: float) -> None:
+    """Keeps what is known of individuals by their names; `seconds` is what all of them took."""
     with self._clock.recording():
-      self._history.remember(split, self.problem.fingerprint(split), values, seconds / max(len(values), 1), answers)
+      each = seconds / max(len(evaluations), 1)
+      self._history.remember(split, self.problem.fingerprint(split), evaluations, each)
 
   def _score(self, split: AskedSplit, individuals: Genotype, space: Space, size: int) -> Scored:
     started = time.perf_counter()
@@ -119,6 +114,19 @@ class Scorer:
     self._clock.samples += int((~np.isnan(values)).sum())
     self._clock.score_s += time.perf_counter() - started
     return scored._replace(values=values)
+
+
+def evaluations_of(scored: Scored) -> list[Evaluation]:
+  """One for each individual."""
+  return [
+    Evaluation(
+      values,
+      scored.verified[index] if scored.verified else (),
+      scored.usage[index] if scored.usage else None,
+      scored.transcripts[index] if scored.transcripts else (),
+    )
+    for index, values in enumerate(scored.values)
+  ]
 
 
 def names_of(individuals: Genotype, space: Space) -> list[str]:

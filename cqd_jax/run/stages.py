@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cqd_jax.genotypes.space import population_of_one, take
+from cqd_jax.genotypes.space import Space, population_of_one, take
 from cqd_jax.report.archive_plot import plot_archives, save_figure
 from cqd_jax.report.page import write_report
 from cqd_jax.report.png import png_bytes
@@ -26,12 +26,14 @@ from cqd_jax.run.context import Method, RunContext
 from cqd_jax.run.files import RunFiles, again
 from cqd_jax.run.loop import Loop, Searched
 from cqd_jax.run.read_run import read_record
-from cqd_jax.run.table import make_table, rows_as_markdown
+from cqd_jax.run.scoring import names_of
+from cqd_jax.run.table import cost_table, make_table, rows_as_markdown
 from cqd_jax.store.checkpoints import Checkpoints
 from cqd_jax.store.run_dir import RunDirError, is_disk_full, write_json, write_text
-from cqd_jax.tasks.problem import Sample
+from cqd_jax.tasks.problem import Sample, Transcribed
 from cqd_jax.tasks.task import AskedSplit
 from cqd_jax.terminal.interrupt import Stopped
+from cqd_jax.types import Genotype
 
 REPORTED: tuple[AskedSplit, ...] = ("validation", "test")
 
@@ -133,6 +135,7 @@ def show(result: Result, files: RunFiles, console: Console, title: str) -> None:
     "candidates scored on validation; answers: in all, those that were learned from included",
     highlight=False,
   )
+  console.print(cost_table(record.costs))
   console.print(f"Report: {files.report} (open it in a browser)", highlight=False)
 
 
@@ -198,7 +201,6 @@ def _samples(context: RunContext, best: Offer) -> list[dict[str, Any]]:
   """What the best individual answers, pictures as text."""
   assert best.model is not None
   individual = take(best.space.as_scored(population_of_one(best.model)), 0)
-  found: Sequence[Sample] = context.problem.samples("test", individual, best.space.scored_in, context.output.samples)
   return [
     {
       **{field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)},
@@ -206,8 +208,19 @@ def _samples(context: RunContext, best: Offer) -> list[dict[str, Any]]:
         [caption, base64.b64encode(png_bytes(np.asarray(image))).decode()] for caption, image in sample.pictures
       ],
     }
-    for sample in found
+    for sample in _shown(context, individual, best.space.scored_in)
   ]
+
+
+def _shown(context: RunContext, individual: Genotype, space: Space) -> Sequence[Sample]:
+  """From what is kept of its test if that will do; else it is asked again."""
+  problem, count = context.problem, context.output.samples
+  if isinstance(problem, Transcribed):
+    (name,) = names_of(population_of_one(individual), space)
+    kept = context.history.transcripts("test", problem.fingerprint("test"), name)
+    if (found := problem.shown("test", kept, count)) is not None:
+      return found
+  return problem.samples("test", individual, space, count)
 
 
 def _best_offer(offers: Sequence[Offer], first: Searched) -> Offer:
@@ -247,4 +260,6 @@ def _throughput_of_problem(context: RunContext) -> dict[str, float]:
     found["candidates_per_s_decoding"] = clock.candidates / decoding
   if grading := getattr(problem, "grade_seconds", 0.0):
     found["answers_per_s_grading"] = clock.samples / grading
+  if decoding and (tokens := getattr(problem, "decoded_tokens", 0)):
+    found["tokens_per_s_decoding"] = tokens / decoding
   return found

@@ -1,16 +1,27 @@
 """The table: every method on the test split, for a terminal and for a README."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from cqd_jax.run.compare import Row
+from cqd_jax.store.costs import Cost
 from cqd_jax.store.markdown import markdown_table
 
 COST = ("scored", "answers")
 """What a method cost: candidates scored on validation, and answers in all, those that it learned from included."""
+
+COSTS: Mapping[str, Callable[[Cost], float | None]] = {
+  "models": lambda cost: cost.individuals,
+  "questions": lambda cost: cost.samples,
+  "turns": lambda cost: cost.turns,
+  "tokens read": lambda cost: cost.prompt_tokens or None,
+  "tokens decoded": lambda cost: cost.answer_tokens or None,
+  "seconds": lambda cost: cost.seconds,
+}
+"""Columns of `cost_table`; None where nothing is counted."""
 
 
 def make_table(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes: Sequence[int], title: str) -> Table:
@@ -38,6 +49,19 @@ def rows_as_markdown(rows: Sequence[Row], task_names: Sequence[str], swarm_sizes
   ]
   header = ["model", *_columns(task_names, swarm_sizes), *COST]
   return markdown_table(header, [[*entries, *_cost(row)] for entries, row in zip(cells, rows, strict=True)])
+
+
+def cost_table(costs: Sequence[Cost]) -> Table:
+  """What scoring took, by method; tokens and turns where they are counted."""
+  table = Table(title="What scoring took", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+  table.add_column("", no_wrap=True)
+  columns = [(name, figures) for name, figures in COSTS.items() if any(figures(cost) is not None for cost in costs)]
+  for name, _ in columns:
+    table.add_column(name, justify="right", no_wrap=True)
+  for cost in costs:
+    cells = [figures(cost) for _, figures in columns]
+    table.add_row(escape(cost.name), *("" if each is None else f"{each:,.0f}" for each in cells))
+  return table
 
 
 def _cost(row: Row) -> list[str]:

@@ -49,7 +49,12 @@ def open_problem(settings: ExperimentSettings) -> Iterator[tuple[TextProblem, Te
   harnesses = harnesses_of(tasks)
   with SandboxOnDemand(harnesses, workers=settings.workers or None, unsafe=settings.unsafe) as execute:
     problem = TextProblem(
-      tasks, engine, execute, max_new_tokens=settings.max_new_tokens, num_labels=settings.tasks.labels
+      tasks,
+      engine,
+      execute,
+      max_new_tokens=settings.max_new_tokens,
+      num_labels=settings.tasks.labels,
+      transcripts={"validation": settings.output.transcripts, "test": settings.output.samples},
     )
     yield problem, interface
 

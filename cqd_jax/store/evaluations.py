@@ -1,46 +1,68 @@
-"""How individuals were scored, one row for each individual, split and problem: values, and the answers that passed.
+"""How individuals were scored, one row for each individual, split and problem: values, answers that passed, and cost.
 
 The rows are in the history's file, which `cqd_jax.store.history` opens; here is what they hold.
 """
 
+import dataclasses
 import json
 import sqlite3
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from cqd_jax.tasks.problem import Transcript, Usage
 
 Answers: TypeAlias = Sequence[tuple[int, int, Sequence[str]]]
 """Of one individual: task, sample, and what it said turn by turn."""
 
 TABLE = (
   "CREATE TABLE evaluations (split TEXT NOT NULL, problem TEXT NOT NULL, individual TEXT NOT NULL, "
-  "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, answers BLOB, "
+  "scored BLOB NOT NULL, shape TEXT NOT NULL, seconds REAL NOT NULL, answers BLOB, samples INTEGER NOT NULL, "
+  "turns INTEGER, prompt_tokens INTEGER, answer_tokens INTEGER, transcripts TEXT, "
   "PRIMARY KEY (split, problem, individual))"
 )
-INSERT = "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)"
+INSERT = f"INSERT OR REPLACE INTO evaluations VALUES ({', '.join('?' * 12)})"
 
 LONGEST_ANSWER = 20_000
 """Characters of an answer that is kept."""
 
 
-def rows_of(
-  split: str, problem: str, values: Mapping[str, np.ndarray], seconds: float, answers: Mapping[str, Answers]
-) -> list[tuple[Any, ...]]:
-  """What `INSERT` takes, of individuals by name."""
-  return [
-    (
-      split,
-      problem,
-      name,
-      zlib.compress(np.asarray(own, np.float32).tobytes(), 1),
-      json.dumps(own.shape),
-      seconds,
-      _pack(answers.get(name, ())),
-    )
-    for name, own in values.items()
-  ]
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """How one individual was scored.
+
+  Attributes:
+    values: float32 `[K, B]`, as in `Scored`.
+    answers: those that passed.
+    usage: what its answers took; None where nothing is counted.
+    transcripts: dialogues to be looked at.
+  """
+
+  values: np.ndarray
+  answers: Answers = ()
+  usage: Usage | None = None
+  transcripts: Sequence[Transcript] = ()
+
+
+def row_of(
+  split: str, problem: str, name: str, evaluation: Evaluation, seconds: float, transcripts: str | None
+) -> tuple[Any, ...]:
+  """What `INSERT` takes; the transcripts are written elsewhere, and here only named."""
+  values = np.asarray(evaluation.values, np.float32)
+  return (
+    split,
+    problem,
+    name,
+    zlib.compress(values.tobytes(), 1),
+    json.dumps(values.shape),
+    seconds,
+    _pack(evaluation.answers),
+    int((~np.isnan(values)).sum()),
+    *(evaluation.usage or (None, None, None)),
+    transcripts,
+  )
 
 
 def values_by_name(

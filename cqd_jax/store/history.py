@@ -7,6 +7,7 @@ SELECT identity, batch, parent_1, parent_2, score_coding FROM individuals
 WHERE method = 'CycleQD' AND took_coding ORDER BY score_coding DESC;
 SELECT identity, json_extract(note, '$.angle') FROM individuals WHERE method = 'CycleQD';
 SELECT batch, json_extract(metrics, '$.coverage') FROM batches WHERE method = 'CycleQD';
+SELECT individual, seconds, turns, answer_tokens FROM evaluations WHERE split = 'validation';
 ```
 
 A batch is written in one transaction, so a killed run leaves whole batches. A resumed run makes the batches after its
@@ -31,18 +32,21 @@ from typing import Any
 import numpy as np
 
 from cqd_jax.archive.cells import Cells, cells_from_json, cells_to_json
+from cqd_jax.store.costs import Cost, costs_of
 from cqd_jax.store.evaluations import (
   INSERT,
   TABLE,
-  Answers,
+  Evaluation,
   answers_by_question,
-  rows_of,
+  row_of,
   solved_by_somebody,
   values_by_name,
 )
 from cqd_jax.store.individuals import Individuals
+from cqd_jax.store.transcripts import INSERT_TEXT, TEXTS, pack_transcripts, read_transcripts, text_rows
+from cqd_jax.tasks.problem import Transcript
 
-FORMAT = 4
+FORMAT = 5
 BUSY_SECONDS = 10.0
 """For so long a writer waits for readers in silence; then it says who they are, and goes on waiting."""
 
@@ -238,25 +242,42 @@ class History:
     """
     return values_by_name(self._connection, split, problem, names)
 
-  def remember(
-    self,
-    split: str,
-    problem: str,
-    values: Mapping[str, np.ndarray],
-    seconds: float,
-    answers: Mapping[str, Answers] | None = None,
-  ) -> None:
+  def remember(self, split: str, problem: str, evaluations: Mapping[str, Evaluation], seconds: float) -> None:
     """Writes how individuals were scored, so that they are never scored again.
 
     Args:
       split: whose questions.
       problem: its fingerprint.
-      values: `[K, B]` by the name of the individual.
+      evaluations: by the name of the individual. Answers that are long are left out.
       seconds: that each took.
-      answers: by name those of its answers that passed: task, sample, turns. Long ones are left out.
     """
-    rows = rows_of(split, problem, values, seconds, answers or {})
-    self._write(lambda: self._connection.executemany(INSERT, rows))
+    rows: list[tuple[Any, ...]] = []
+    texts: dict[str, str] = {}
+    for name, evaluation in evaluations.items():
+      named, own = pack_transcripts(evaluation.transcripts)
+      rows.append(row_of(split, problem, name, evaluation, seconds, named))
+      texts |= own
+
+    def write() -> None:
+      self._connection.executemany(INSERT_TEXT, text_rows(texts.items()))
+      self._connection.executemany(INSERT, rows)
+
+    self._write(write)
+
+  def transcripts(self, split: str, problem: str, name: str) -> list[Transcript]:
+    """The dialogues that are kept of an individual, by its name; [] where there are none.
+
+    Raises:
+      HistoryError: if they are damaged.
+    """
+    try:
+      return read_transcripts(self._connection, split, problem, name)
+    except ValueError as error:
+      raise HistoryError(f"{self._path}: damaged, {error}") from error
+
+  def costs(self) -> list[Cost]:
+    """What scoring took, by method; see `cqd_jax.store.costs`."""
+    return costs_of(self._connection, self.methods())
 
   def verified(
     self, split: str, problem: str, names: Sequence[str] | None = None
@@ -334,6 +355,7 @@ class History:
         "CREATE TABLE batches (method TEXT NOT NULL, batch INTEGER NOT NULL, metrics TEXT NOT NULL, "
         "seconds REAL NOT NULL, written_at REAL NOT NULL, individuals INTEGER NOT NULL, PRIMARY KEY (method, batch))",
         TABLE,
+        TEXTS,
         "CREATE TABLE tasks (number INTEGER PRIMARY KEY, name TEXT NOT NULL)",
       ):
         self._connection.execute(statement)

@@ -57,9 +57,29 @@ class Request(NamedTuple):
   max_new_tokens: int
 
 
+class Answer(NamedTuple):
+  """What became of a request.
+
+  Attributes:
+    text: of the answer; "" where there is none.
+    prompt_tokens: that the dialogue so far has.
+    answer_tokens: that were decoded, the end included.
+    refused: why there is no answer, as where the dialogue is longer than the model's context; "" where there is one.
+  """
+
+  text: str
+  prompt_tokens: int = 0
+  answer_tokens: int = 0
+  refused: str = ""
+
+
 @runtime_checkable
 class Episode(Protocol):
-  """A skill with dialogues and executable answers; K of these make a problem. See the module's docstring."""
+  """A skill with dialogues and executable answers; K of these make a problem. See the module's docstring.
+
+  Optional: `max_new_tokens`, where answers may be shorter or longer than the experiment's setting says; and `action`,
+  see `Acting`.
+  """
 
   name: str
   max_turns: int
@@ -90,10 +110,18 @@ class FromData(Protocol):
 
 
 @runtime_checkable
+class Acting(Protocol):
+  """An episode that can say what it executes, for a person who reads a dialogue."""
+
+  def action(self, example: Example, answers: Sequence[str]) -> str:
+    """What of the latest of all answers so far is executed, e.g. a statement; "" for nothing."""
+
+
+@runtime_checkable
 class Engine(Protocol):
   """Answers requests with each of P individuals. One engine serves all tasks of a problem.
 
-  Optional: `check()`, which raises where it could not serve.
+  Optional: `check()`, which raises where it could not serve; and `respond`, see `CountingEngine`.
   """
 
   fingerprint: str
@@ -109,6 +137,14 @@ class Engine(Protocol):
     Returns:
       Texts `[P][R_p]`.
     """
+
+
+@runtime_checkable
+class CountingEngine(Protocol):
+  """An engine that counts its tokens, and that may refuse a request without failing the others."""
+
+  def respond(self, individuals: Candidates, requests: Sequence[Sequence[Request]]) -> list[list[Answer]]:
+    """As `Engine.generate`, with all that is known of each answer."""
 
 
 @runtime_checkable
@@ -128,6 +164,8 @@ class OneTurn:
     self.task = task
     self.name = task.name
     self.harness = task.harness
+    if hasattr(task, "max_new_tokens"):
+      self.max_new_tokens = task.max_new_tokens
 
   def examples(self, split: Split) -> Sequence[Example]:
     """The task's."""

@@ -29,6 +29,39 @@ class Verified(NamedTuple):
   turns: tuple[str, ...]
 
 
+class Usage(NamedTuple):
+  """What the answers of one individual took.
+
+  Attributes:
+    turns: answers given; a dialogue may have several.
+    prompt_tokens: that were read, each turn's dialogue so far whole; 0 where the engine does not count.
+    answer_tokens: that were decoded; likewise.
+  """
+
+  turns: int
+  prompt_tokens: int
+  answer_tokens: int
+
+
+class Transcript(NamedTuple):
+  """A dialogue to be looked at.
+
+  Attributes:
+    task: index of its task.
+    sample: index of its question in the split.
+    turns: roles and texts. Beside "system", "user" and "assistant" there is "executed": what the episode says that it
+      executed of the answer before, and how that ended where it did not end well.
+    score: of the dialogue.
+    reason: why it failed, where that is known; else "".
+  """
+
+  task: int
+  sample: int
+  turns: tuple[tuple[str, str], ...]
+  score: float
+  reason: str = ""
+
+
 class Scored(NamedTuple):
   """How P individuals were scored.
 
@@ -38,12 +71,16 @@ class Scored(NamedTuple):
     seconds: that it took.
     scores: `[P, K]` float32, filled in by `with_scores`; what archives and searches compare.
     verified: of each individual the answers that passed; () where there are none to keep.
+    usage: of each individual; () where nothing is counted.
+    transcripts: of each individual some dialogues; () where there are none to keep.
   """
 
   values: Any
   seconds: Any = 0.0
   scores: Any = None
   verified: Sequence[Sequence[Verified]] = ()
+  usage: Sequence[Usage] = ()
+  transcripts: Sequence[Sequence[Transcript]] = ()
 
   def with_scores(self) -> "Scored":
     """With `scores` as `task_scores` gives them, unless they are there."""
@@ -80,6 +117,8 @@ class Sample:
     answer: the model's.
     score: of it; 0 and 1 are shown as wrong and right.
     pictures: captions with images, uint8 `[H, W]` or `[H, W, 3]`.
+    turns: roles and texts of a dialogue that is more than a question and an answer, as in `Transcript`; else ().
+    reason: why it failed, where that is known; else "".
   """
 
   task: str
@@ -88,6 +127,8 @@ class Sample:
   answer: str
   score: float
   pictures: tuple[tuple[str, Any], ...] = ()
+  turns: tuple[tuple[str, str], ...] = ()
+  reason: str = ""
 
 
 @runtime_checkable
@@ -107,6 +148,14 @@ class Problem(Protocol):
 
   def samples(self, split: AskedSplit, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
     """Up to `count` samples of each task as one individual (leaves `[...]`) answers them; () if none can be shown."""
+
+
+@runtime_checkable
+class Transcribed(Protocol):
+  """A problem whose dialogues are kept as it scores, so that none has to be played again to be shown."""
+
+  def shown(self, split: AskedSplit, transcripts: Sequence[Transcript], count: int) -> Sequence[Sample] | None:
+    """What `samples` gives, from the transcripts that are kept of an individual; None if they do not suffice."""
 
 
 @runtime_checkable

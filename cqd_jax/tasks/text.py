@@ -3,54 +3,19 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cqd_jax.genotypes.space import Candidates, Space, population_of_one, population_size
-from cqd_jax.tasks.episode import Engine, Episode, Message, Request, TrainableEngine, as_episode
-from cqd_jax.tasks.execution import Execute, Harness, Job, Outcome, Service, execute_distinct
-from cqd_jax.tasks.problem import Sample, Scored, TrainingSignal, Verified
+from cqd_jax.tasks.dialogue import Dialogue, ask, transcripts_of, usage_of
+from cqd_jax.tasks.episode import Answer, Engine, Episode, Message, TrainableEngine, as_episode
+from cqd_jax.tasks.execution import Execute, Harness, Service, execute_distinct
+from cqd_jax.tasks.problem import Sample, Scored, TrainingSignal, Transcript, Verified
 from cqd_jax.tasks.source import source_digest
 from cqd_jax.tasks.task import AskedSplit, Example, Split, Task
 from cqd_jax.types import Genotype
-
-NOTHING = Outcome("ok")
-"""What an episode gets where there was nothing to execute."""
-
-
-class Dialogue:
-  """One sample of one candidate, as far as it has come.
-
-  Attributes:
-    messages: all that was said.
-    answers: the model's turns among them.
-    score: of the sample, once it is known.
-  """
-
-  def __init__(self, episode: Episode, example: Example):
-    self.episode = episode
-    self.example = example
-    self.messages = tuple(episode.opening(example))
-    self.answers: list[str] = []
-    self.score: float | None = None
-
-  def take(self, answer: str) -> Job | None:
-    """The model's next turn; what to execute after it."""
-    self.messages += (Message("assistant", answer),)
-    self.answers.append(answer)
-    return self.episode.job(self.example, self.answers)
-
-  def hear(self, outcome: Outcome) -> None:
-    """What came of it: the next observation, or the score. A dialogue that does not end in time has failed."""
-    reply = self.episode.reply(self.example, self.answers, outcome)
-    if not isinstance(reply, Message):
-      self.score = float(reply)
-    elif len(self.answers) >= self.episode.max_turns:
-      self.score = 0.0
-    else:
-      self.messages += (reply,)
 
 
 class TextProblem:
@@ -63,11 +28,13 @@ class TextProblem:
     tasks: K tasks or episodes. They may have different numbers of samples.
     engine: produces the answers.
     execute: runs them, as a rule a sandbox that starts when it is needed.
-    max_new_tokens: most tokens that an answer may have.
+    max_new_tokens: most tokens that an answer may have, where an episode does not say so itself.
+    transcripts: by split, how many dialogues of each task come with the scores of an individual, to be kept.
     num_labels: how many training questions of each task are the split "labels".
 
   Attributes:
     decode_seconds: spent in the engine so far.
+    decoded_tokens: of all answers so far; 0 where the engine does not count.
     grade_seconds: spent in executing and judging so far.
 
   Raises:
@@ -82,6 +49,7 @@ class TextProblem:
     *,
     max_new_tokens: int,
     num_labels: int = 200,
+    transcripts: Mapping[AskedSplit, int] | None = None,
   ):
     self.episodes = tuple(as_episode(task) for task in tasks)
     self.task_names = tuple(episode.name for episode in self.episodes)
@@ -92,9 +60,11 @@ class TextProblem:
     self._execute = execute
     self._max_new_tokens = max_new_tokens
     self._num_labels = num_labels
+    self._num_transcripts = dict(transcripts or {})
     self._examples: dict[AskedSplit, list[list[Example]]] = {}
     self._fingerprints: dict[AskedSplit, str] = {}
     self.decode_seconds = self.grade_seconds = 0.0
+    self.decoded_tokens = 0
 
   def examples(self, split: AskedSplit) -> list[list[Example]]:
     """The samples of each task."""
@@ -126,22 +96,33 @@ class TextProblem:
     for p, by_task in enumerate(dialogues):
       for k, own in enumerate(by_task):
         values[p, k, : len(own)] = [dialogue.score for dialogue in own]
-    verified = [_passed(by_task) for by_task in dialogues]
-    return Scored(values, time.perf_counter() - started, verified=verified)
+    count = self._num_transcripts.get(split, 0)
+    return Scored(
+      values,
+      time.perf_counter() - started,
+      verified=[_passed(by_task) for by_task in dialogues],
+      usage=[usage_of(by_task) for by_task in dialogues],
+      transcripts=[transcripts_of(by_task, count) for by_task in dialogues] if count else (),
+    )
 
   def samples(self, split: AskedSplit, individual: Genotype, space: Space, count: int) -> Sequence[Sample]:
     """Some samples of each task: first some that the individual fails, then some that it solves."""
     (by_task,) = self.play(split, population_of_one(individual), space)
-    found = []
-    for name, own in zip(self.task_names, by_task, strict=True):
-      failed = [dialogue for dialogue in own if (dialogue.score or 0) < 1]
-      solved = [dialogue for dialogue in own if (dialogue.score or 0) >= 1]
-      num_failed = min(len(failed), max(count // 2, count - len(solved)))
-      for dialogue in (*failed[:num_failed], *solved[: count - num_failed]):
-        answer = dialogue.answers[0] if dialogue.episode.max_turns == 1 else _transcript(dialogue.messages[1:])
-        prompt = dialogue.example.prompt
-        found.append(Sample(name, prompt, dialogue.example.answer, answer, float(dialogue.score or 0)))
-    return found
+    return [self._sample(split, transcript) for transcript in transcripts_of(by_task, count)]
+
+  def shown(self, split: AskedSplit, transcripts: Sequence[Transcript], count: int) -> Sequence[Sample] | None:
+    """See `Transcribed`."""
+    enough = sum(min(count, len(asked)) for asked in self.examples(split))
+    return [self._sample(split, each) for each in transcripts] if len(transcripts) == enough else None
+
+  def _sample(self, split: AskedSplit, transcript: Transcript) -> Sample:
+    example = self.examples(split)[transcript.task][transcript.sample]
+    name, turns = self.task_names[transcript.task], transcript.turns
+    said = [text for role, text in turns if role == "assistant"]
+    answer = said[-1] if said else ""
+    if [role for role, _ in turns] in (["user"], ["user", "assistant"]):
+      turns = ()
+    return Sample(name, example.prompt, example.answer, answer, transcript.score, turns=turns, reason=transcript.reason)
 
   def references(self, split: AskedSplit) -> list[Verified]:
     """See `Labeled`: the right answers that came with questions of one turn."""
@@ -169,18 +150,22 @@ class TextProblem:
 
   def _replayed(self, answer: Verified) -> tuple[Message, ...]:
     """A dialogue as it went, executed again where it has several turns."""
-    dialogue = Dialogue(self.episodes[answer.task], self.examples("labels")[answer.task][answer.sample])
+    episode, example = self.episodes[answer.task], self.examples("labels")[answer.task][answer.sample]
+    dialogue = Dialogue(episode, example, tuple(episode.opening(example)), self._max_new_tokens)
     for turn in answer.turns:
-      job = dialogue.take(turn)
+      job = dialogue.take(Answer(turn))
       if len(dialogue.answers) < len(answer.turns):
-        dialogue.hear(NOTHING if job is None else self._execute([job])[0])
+        dialogue.hear(None if job is None else self._execute([job])[0])
     return dialogue.messages
 
   def play(self, split: AskedSplit, individuals: Genotype, space: Space) -> list[list[list[Dialogue]]]:
     """All dialogues of P individuals to their end: `[P][K][B_k]`."""
-    size = population_size(individuals)
-    pairs = list(zip(self.episodes, self.examples(split), strict=True))
-    dialogues = [[[Dialogue(episode, example) for example in asked] for episode, asked in pairs] for _ in range(size)]
+    # Candidates share the beginnings, so that whether all are asked the same is seen at a glance.
+    begun = [
+      [(episode, example, tuple(episode.opening(example)), self._max_new_tokens) for example in asked]
+      for episode, asked in zip(self.episodes, self.examples(split), strict=True)
+    ]
+    dialogues = [[[Dialogue(*each) for each in own] for own in begun] for _ in range(population_size(individuals))]
     candidates = Candidates(individuals, space)
     still_open = [[dialogue for own in by_task for dialogue in own] for by_task in dialogues]
     while any(still_open):
@@ -190,22 +175,16 @@ class TextProblem:
 
   def _round(self, candidates: Candidates, still_open: Sequence[Sequence[Dialogue]]) -> None:
     """One answer to each open dialogue, and what comes of it."""
-    requests = [[Request(dialogue.messages, self._max_new_tokens) for dialogue in own] for own in still_open]
     started = time.perf_counter()
-    answers = self.engine.generate(candidates, requests)
+    answered = ask(self.engine, candidates, still_open)
     decoded = time.perf_counter()
-    if [len(own) for own in answers] != [len(own) for own in requests]:
-      raise ValueError("engine: expected one answer to each request")
-    heard = [
-      (dialogue, dialogue.take(answer))
-      for own, texts in zip(still_open, answers, strict=True)
-      for dialogue, answer in zip(own, texts, strict=True)
-    ]
-    outcomes = execute_distinct([job for _, job in heard if job is not None], self._execute)
-    results = iter(outcomes)
+    heard = [(dialogue, dialogue.take(answer)) for dialogue, answer in answered]
+    results = iter(execute_distinct([job for _, job in heard if job is not None], self._execute))
     for dialogue, job in heard:
-      dialogue.hear(NOTHING if job is None else next(results))
+      if dialogue.score is None:
+        dialogue.hear(None if job is None else next(results))
     self.decode_seconds += decoded - started
+    self.decoded_tokens += sum(answer.answer_tokens for _, answer in answered)
     self.grade_seconds += time.perf_counter() - decoded
 
 
@@ -241,6 +220,7 @@ def _digest_of(episode: Episode, asked: Sequence[Example]) -> str:
   content: list[Any] = [
     [[example.prompt, example.answer, repr(example.expected)] for example in asked],
     _digested(episode.harness),
+    getattr(episode, "max_new_tokens", None),
     source_digest(grader),
   ]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -258,7 +238,3 @@ def _digested(harness: Harness | Service | None) -> list[Any]:
 def _word(name: str) -> str:
   """A name as one word, for a fingerprint whose parts are told apart by spaces."""
   return "".join("_" if character.isspace() or character == "=" else character for character in name)
-
-
-def _transcript(messages: Sequence[Message]) -> str:
-  return "\n".join(f"{message.role}: {message.content}" for message in messages)

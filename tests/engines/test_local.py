@@ -11,7 +11,7 @@ from cqd_jax.engines import Candidates, Engine, LocalEngine, local
 from cqd_jax.engines.text_interface import TextInterface, miniature_interface
 from cqd_jax.genotypes.space import dense_space
 from cqd_jax.models import DecoderConfig, forward, greedy_decode, init_params
-from cqd_jax.tasks import Message, Request
+from cqd_jax.tasks import Answer, Message, Request
 from cqd_jax.tasks.skills.training import prompt_tokens
 from cqd_jax.tasks.skills.vocabulary import SEPARATOR
 from cqd_jax.tasks.skills.vocabulary import encode as encode_text
@@ -80,13 +80,46 @@ def test_each_request_is_answered_as_if_it_were_the_only_one(candidates, answer,
   assert engine.generate(candidates, requests) == expected
 
 
+def test_tokens_are_counted_with_the_end(candidates, answer):
+  requests = [[ask("c"), ask("ddf", 3)], [ask("kcig")], [], [ask("e", 1)]]
+  found = LocalEngine(INTERFACE, group_size=2).respond(candidates, requests)
+  for candidate, (own, given) in enumerate(zip(requests, found, strict=True)):
+    for request, each in zip(own, given, strict=True):
+      text = answer(candidate, request)
+      ended = len(text) < request.max_new_tokens  # by an end token, which was decoded as well
+      assert each == Answer(text, len(request.messages[0].content), len(text) + ended)
+
+
+@pytest.mark.parametrize("context", [4, 7, 1])
+def test_a_dialogue_that_fills_the_context_is_refused_and_the_others_answered(candidates, answer, context):
+  requests = [[ask("c"), ask("ddfeig"), ask("kcig", 2), ask("ddf")], [ask("kcig")], [], [ask("e")]]
+  engine = LocalEngine(INTERFACE, group_size=2, context=context)
+  for candidate, (own, given) in enumerate(zip(requests, engine.respond(candidates, requests), strict=True)):
+    assert len(given) == len(own)
+    for request, each in zip(own, given, strict=True):
+      length = len(request.messages[0].content)
+      if length >= context:
+        assert each == Answer("", refused=f"the dialogue has {length} tokens, and the context {context}")
+      else:
+        assert each.text == answer(candidate, request)[: context - length]
+        assert each.answer_tokens <= context - length
+        assert not each.refused
+
+
+def test_the_context_is_that_of_the_model_unless_another_is_set():
+  limited = dataclasses.replace(INTERFACE, context=5)
+  assert LocalEngine(limited).fingerprint == LocalEngine(INTERFACE, context=5).fingerprint
+  assert LocalEngine(limited, context=9).fingerprint == LocalEngine(INTERFACE, context=9).fingerprint
+  assert len({LocalEngine(INTERFACE, context=size).fingerprint for size in (None, 5, 9)}) == 3
+
+
 def test_who_is_asked_nothing_says_nothing(candidates):
   engine = LocalEngine(INTERFACE)
   assert engine.generate(candidates, [[], [], [], []]) == [[], [], [], []]
 
 
 def test_what_cannot_be_is_refused_by_name(candidates):
-  for setting in ("candidates_per_batch", "prompt_buckets"):
+  for setting in ("candidates_per_batch", "prompt_buckets", "context"):
     with pytest.raises(ValueError, match=f"{setting}: expected at least 1, got 0"):
       local(INTERFACE, **{setting: 0})
   with pytest.raises(ValueError, match="requests: expected one list for each of 4 individuals, got 3"):

@@ -13,6 +13,7 @@ from record_cases import make_record
 
 from cqd_jax.report.page import render_report, write_report
 from cqd_jax.report.record import Sample
+from cqd_jax.store.costs import Cost
 
 HOSTILE = (
   "</script><img src=x onerror=alert(1)> <!-- <script> \u2028 \u2029 \ud800 ${record} $script {{x}} 'q' \"q\" &amp; \\"
@@ -156,17 +157,23 @@ def test_hostile_text_stays_data():
     task_names=[f"{HOSTILE} {k}" for k in range(3)],
     facts={HOSTILE: HOSTILE},
     settings=HOSTILE,
+    costs=[Cost(HOSTILE, 1, 2, 0.5)],
     rows=[
       {"name": HOSTILE, "scores": {f"{HOSTILE} 0": 0.5}, "mean": 0.5, "minimum": 0.5, "evaluations": 0, "solved": {}}
     ],
-    samples=[Sample(HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, [(HOSTILE, "iVBORw0KGgo=")])],
+    samples=[
+      Sample(HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, [(HOSTILE, "iVBORw0KGgo=")], [(HOSTILE, HOSTILE)], HOSTILE)
+    ],
   )
   text = render_report(hostile)
   text.encode("utf-8")
   assert Page(text).elements == plain
   shown = embedded(text)
-  assert shown["samples"] == [[HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, [[HOSTILE, "iVBORw0KGgo="]]]]
+  assert shown["samples"] == [
+    [HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, [[HOSTILE, "iVBORw0KGgo="]], [[HOSTILE, HOSTILE]], HOSTILE]
+  ]
   assert shown["settings"] == HOSTILE
+  assert (shown["costs"][0]["name"], shown["costs"][0]["turns"]) == (HOSTILE, None)
   assert shown["tasks"][1] == f"{HOSTILE} 1"
   assert Page(text).texts[0] == name
 

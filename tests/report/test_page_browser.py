@@ -12,6 +12,7 @@ from record_cases import make_record
 from cqd_jax.report.page import write_report
 from cqd_jax.report.png import png_bytes
 from cqd_jax.report.record import Sample
+from cqd_jax.store.costs import Cost
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra `test` has it)")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
@@ -346,6 +347,38 @@ def pictured(size, caption, color=(0, 90, 200)):
   array = np.full((size, size, 3), color, np.uint8)
   array[: size // 2, : size // 2] = 255
   return caption, base64.b64encode(png_bytes(array)).decode()
+
+
+def test_a_dialogue_is_shown_turn_by_turn_with_what_was_executed_and_why_it_failed(browser):
+  turns = [
+    ("system", "You are a careful shell."),
+    ("user", "How many files?"),
+    ("assistant", f"Act: bash {HOSTILE}"),
+    ("executed", "ls | wc -l"),
+    ("user", "The output of the OS: 3"),
+    ("assistant", ""),
+  ]
+  samples = [
+    Sample("coding", "How many files?", "", "", 0.0, turns=turns, reason=f"timeout: over 5 s {HOSTILE}"),
+    Sample("coding", "one turn", "", "x", 0.0, reason="error: NameError"),
+    Sample("coding", "no reason", "", "x", 1.0),
+  ]
+  costs = [Cost("the experts", 3, 300, 12.4, 320, 1_000_000, 40_000), Cost("CycleQD", 60, 6000, 250.0)]
+  browser.open(dataclasses.replace(RECORD, samples=samples, costs=costs))
+  assert browser.texts(".turns h4") == ["system", "user", "model", "executed", "user", "model"]
+  assert browser.texts(".turns pre") == [*(text for _, text in turns[:-1]), "(nothing)"]
+  assert browser.texts(".reason") == [f"timeout: over 5 s {HOSTILE}", "error: NameError"]
+  assert browser.run("return document.title") == RECORD.name
+  browser.click("#scores summary")
+  cells = browser.run(
+    "return [...document.querySelectorAll('.costs tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+  )
+  assert cells == [
+    ["scored", "models", "questions", "turns", "tokens read", "tokens decoded", "seconds"],
+    ["the experts", "3", "300", "320", "1,000,000", "40,000", "12"],
+    ["CycleQD", "60", "6,000", "", "", "", "250"],
+  ]
+  assert browser.complaints() == []
 
 
 def test_pictures_are_shown_side_by_side_and_scores_by_their_value(browser):

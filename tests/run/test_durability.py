@@ -138,10 +138,12 @@ def rows_of(run_dir):
   people = [row[:8] + row[9:] for row in connection.execute("SELECT * FROM individuals ORDER BY method, identity")]
   batches = connection.execute("SELECT method, batch, metrics FROM batches ORDER BY method, batch").fetchall()
   evaluations = connection.execute(
-    "SELECT split, problem, individual, scored FROM evaluations ORDER BY split, individual"
+    "SELECT split, problem, individual, scored, answers, samples, turns, prompt_tokens, answer_tokens, transcripts "
+    "FROM evaluations ORDER BY split, individual"
   ).fetchall()
+  texts = connection.execute("SELECT * FROM texts ORDER BY digest").fetchall()
   connection.close()
-  return people, batches, evaluations
+  return people, batches, evaluations, texts
 
 
 def arrays_of(folder):

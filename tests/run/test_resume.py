@@ -111,9 +111,9 @@ def test_it_goes_on_without_asking_a_question_twice(copy, reference, monkeypatch
   asked = []
   remember = History.remember
 
-  def count(self, split, problem, values, seconds, answers=None):
-    asked.extend((split, problem, individual) for individual in values)
-    remember(self, split, problem, values, seconds, answers)
+  def count(self, split, problem, evaluations, seconds):
+    asked.extend((split, problem, individual) for individual in evaluations)
+    remember(self, split, problem, evaluations, seconds)
 
   monkeypatch.setattr(History, "remember", count)
   with History(copy / "history.sqlite") as history:

@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 
 from cqd_jax.archive import Centroids, Grid
+from cqd_jax.store.costs import EXPERTS, LABELS, TEST, Cost
+from cqd_jax.store.evaluations import Evaluation
 from cqd_jax.store.history import Batch, History, HistoryError
+from cqd_jax.tasks import Transcript, Usage
 
 NAMES = ["coding", 'data "base"', "os"]
 METHOD = "CycleQD"
@@ -249,6 +252,11 @@ def test_the_initial_population_is_never_written_again(tmp_path):
     assert history.num_batches(METHOD) == 3
 
 
+def evaluated(values, answers=None):
+  """Values and answers by name, as the history takes them."""
+  return {name: Evaluation(own, (answers or {}).get(name, ())) for name, own in values.items()}
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 8), (3, 100)])
 def test_evaluations_are_remembered_to_the_bit(tmp_path, shape):
   chance = np.random.default_rng(0)
@@ -257,9 +265,9 @@ def test_evaluations_are_remembered_to_the_bit(tmp_path, shape):
   values["c"][...] = np.nan
   with History(tmp_path / "h.sqlite", NAMES) as history:
     assert history.recall("test", "p=1", ["a"]) == {}
-    history.remember("test", "p=1", values, 1.5)
-    history.remember("validation", "p=1", {"a": -values["a"]}, 1.0)
-    history.remember("test", "p=2", {"a": values["a"] + 1}, 2.0)
+    history.remember("test", "p=1", evaluated(values), 1.5)
+    history.remember("validation", "p=1", evaluated({"a": -values["a"]}), 1.0)
+    history.remember("test", "p=2", evaluated({"a": values["a"] + 1}), 2.0)
     history.remember("test", "p=1", {}, 1.0)
   with History(tmp_path / "h.sqlite", NAMES) as history:
     known = history.recall("test", "p=1", ["c", "a", "nobody", "a", "b"])
@@ -278,7 +286,7 @@ def test_evaluations_are_remembered_to_the_bit(tmp_path, shape):
 def test_an_evaluation_made_again_is_the_last_one(tmp_path):
   with History(tmp_path / "h.sqlite", NAMES) as history:
     for number in (1, 2):
-      history.remember("test", "p=1", {"a": np.full((3, 2), number, np.float32)}, float(number))
+      history.remember("test", "p=1", evaluated({"a": np.full((3, 2), number, np.float32)}), float(number))
     own, seconds = history.recall("test", "p=1", ["a"])["a"]
   assert (own.tolist(), seconds) == ([[2, 2]] * 3, 2.0)
 
@@ -318,7 +326,7 @@ def test_a_run_waits_for_who_holds_the_file_and_says_who_it_is(tmp_path, monkeyp
     said = rf"h\.sqlite: process {process.pid} \(.*\) holds it open" if sys.platform == "linux" else "holds it open"
     with pytest.warns(UserWarning, match=said):
       history.add(METHOD, batch_of(200))
-    history.remember("test", "p=1", {"a": np.zeros((3, 1), np.float32)}, 1.0)
+    history.remember("test", "p=1", evaluated({"a": np.zeros((3, 1), np.float32)}), 1.0)
   with History(path) as reader:
     assert reader.num_batches(METHOD) == 201
 
@@ -422,13 +430,13 @@ def test_a_missing_damaged_or_foreign_file_is_refused_by_name(tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(HistoryError, match=f"{name}: "):
       History(tmp_path / name, NAMES)
-  for version in (0, 1, 2, 3):
+  for version in (0, 1, 2, 3, 4):
     path = tmp_path / f"other-{version}.sqlite"
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE t (x)")
     other.execute(f"PRAGMA user_version = {version}")
     other.close()
-    with pytest.raises(HistoryError, match=f"expected a history of format 4, got {version}"):
+    with pytest.raises(HistoryError, match=f"expected a history of format 5, got {version}"):
       History(path, NAMES)
 
 
@@ -445,7 +453,7 @@ with cases.History(pathlib.Path({path!r}), cases.NAMES) as history:
     for method in (cases.METHOD, "second"):
       batch = cases.batch_of(number)
       values = {{f"{{method}} {{identity}}": np.full((3, 2), identity, np.float32) for identity in batch.identities}}
-      history.remember("validation", "p=1", values, 1.0)
+      history.remember("validation", "p=1", cases.evaluated(values), 1.0)
       history.add(method, batch)
 """
 
@@ -488,9 +496,9 @@ def test_answers_that_passed_are_told_once_and_with_who_gave_them_first(tmp_path
     "c": [(1, 0, ("x" * 20_001,))],
   }
   with History(tmp_path / "h.sqlite", NAMES) as history:
-    history.remember("labels", "p=1", {"b": zeros}, 1.0, given)
-    history.remember("labels", "p=1", {"a": zeros, "c": zeros, "d": zeros}, 1.0, given)
-    history.remember("test", "p=1", {"a": zeros}, 1.0, {"a": [(1, 1, ("other split",))]})
+    history.remember("labels", "p=1", evaluated({"b": zeros}, given), 1.0)
+    history.remember("labels", "p=1", evaluated({"a": zeros, "c": zeros, "d": zeros}, given), 1.0)
+    history.remember("test", "p=1", evaluated({"a": zeros}, {"a": [(1, 1, ("other split",))]}), 1.0)
     first = {("sum(x)",): "b", ("sum(y)",): "b"}
     assert history.verified("labels", "p=1") == {
       (0, 1): first,
@@ -510,7 +518,7 @@ def test_answers_that_passed_are_told_once_and_with_who_gave_them_first(tmp_path
 def test_the_skill_vector_of_every_individual_is_at_hand(tmp_path):
   values = {name: np.full((3, 2), number, np.float32) for number, name in enumerate(("one", "two"))}
   with History(tmp_path / "h.sqlite", NAMES) as history:
-    history.remember("validation", "p=1", values, 1.0)
+    history.remember("validation", "p=1", evaluated(values), 1.0)
     batch = batch_of(0)
     names = ["two", "one", *["unknown"] * (len(batch.identities) - 2)]
     history.add(METHOD, dataclasses.replace(batch, individuals=names))
@@ -523,6 +531,52 @@ def test_how_many_questions_somebody_solved(tmp_path):
   own = {"a": [[1, 0], [0.5, 0], [0, nan]], "b": [[1, 0], [0, 0], [1, nan]], "failed": [[nan] * 2] * 3}
   with History(tmp_path / "h.sqlite", NAMES) as history:
     assert history.num_solved("labels") == {}
-    history.remember("labels", "p=0", {"a": np.ones((3, 2), np.float32)}, 1.0)
-    history.remember("labels", "p=1", {name: np.array(rows, np.float32) for name, rows in own.items()}, 1.0)
+    history.remember("labels", "p=0", evaluated({"a": np.ones((3, 2), np.float32)}), 1.0)
+    history.remember("labels", "p=1", evaluated({name: np.array(rows, np.float32) for name, rows in own.items()}), 1.0)
     assert list(history.num_solved("labels").values()) == [(1, 2), (0, 2), (1, 1)]
+
+
+def test_dialogues_are_kept_as_they_were_and_each_text_once(tmp_path):
+  values, odd = np.zeros((3, 2), np.float32), "\ud800 </script> \x00 \u4e2d"
+  said = [
+    Transcript(0, 1, (("user", "prompt"), ("assistant", text), ("executed", "")), 0.25, odd) for text in ("a", odd)
+  ]
+  again = Transcript(2, 0, (("user", "prompt"), ("assistant", "a")), 1.0)
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    history.remember("test", "p=1", {"one": Evaluation(values, transcripts=said), "none": Evaluation(values)}, 1.0)
+    history.remember("test", "p=1", {"two": Evaluation(values, transcripts=[again])}, 1.0)
+  with History(tmp_path / "h.sqlite") as history:
+    assert history.transcripts("test", "p=1", "one") == said
+    assert history.transcripts("test", "p=1", "two") == [again]
+    assert history.transcripts("test", "p=1", "none") == history.transcripts("validation", "p=1", "one") == []
+    (texts,) = history._connection.execute("SELECT count(*) FROM texts").fetchone()
+    assert texts == len({"prompt", "a", odd, ""})
+    history._connection.execute("DELETE FROM texts")
+    with pytest.raises(HistoryError, match=r"h\.sqlite: damaged, the dialogues"):
+      history.transcripts("test", "p=1", "one")
+
+
+def test_what_scoring_took_is_summed_by_method_and_split(tmp_path):
+  values = np.array([[1, 0, np.nan], [0, 0, 0], [1, np.nan, np.nan]], np.float32)  # 6 samples
+  names = [f"{number}" for number in range(7)]
+  with History(tmp_path / "h.sqlite", NAMES) as history:
+    assert history.costs() == []
+    for number, name in enumerate(names):
+      evaluation = Evaluation(values, usage=Usage(10 + number, 100, 10**number))
+      history.remember("validation", "p=1", {name: evaluation}, 0.5)
+    history.remember("validation", "p=0", {"3": Evaluation(values, usage=Usage(1, 1, 1))}, 9.0)
+    history.remember("validation", "p=1", {"0": Evaluation(values, usage=Usage(10, 100, 1))}, 0.5)
+    history.add(METHOD, dataclasses.replace(batch_of(0), individuals=names[:3]))
+    history.add(METHOD, dataclasses.replace(batch_of(1), individuals=[*names[3:6], "3"]))
+    history.add("other", dataclasses.replace(batch_of(0), individuals=names[:3]))
+    history.add("other", dataclasses.replace(batch_of(1), individuals=["5", "6", "not scored", "nor this"]))
+    history.add("idle", dataclasses.replace(batch_of(0), individuals=names[:3]))
+    history.remember("test", "p=2", {"a": Evaluation(values)}, 0.25)
+    history.remember("labels", "p=3", {"a": Evaluation(values, usage=Usage(7, 8, 9))}, 0.5)
+    assert history.costs() == [
+      Cost(EXPERTS, 3, 18, 1.5, 33, 300, 111),
+      Cost(METHOD, 3, 18, 1.5, 42, 300, 111_000),
+      Cost("other", 2, 12, 1.0, 31, 200, 1_100_000),
+      Cost(LABELS, 1, 6, 0.5, 7, 8, 9),
+      Cost(TEST, 1, 6, 0.25),
+    ]

@@ -387,7 +387,11 @@ def test_samples_are_half_failures_as_far_as_there_are_any():
     ("chatter", "kf", "k", 1.0),
   ]
   assert [sample.answer for sample in found[:4]] == ["h", "h", "cd", "ce"]
-  assert found[8].answer == "assistant: h\nuser: hc\nassistant: h\nuser: gc\nassistant: h"
+  assert not any(sample.turns for sample in found[:8])
+  assert found[8].answer == "h"
+  said = [("user", "cf"), ("assistant", "h"), ("user", "hc"), ("assistant", "h"), ("user", "gc"), ("assistant", "h")]
+  assert found[8].turns == tuple(said)
+  assert found[8].reason == "no end after 3 turns"
 
 
 GRADER = """

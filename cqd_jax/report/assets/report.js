@@ -53,10 +53,32 @@ function scoreTable() {
   return html("table", { class: "scores" }, html("thead", {}, head), html("tbody", {}, body));
 }
 
+/* What scoring took, by method; columns that nothing is counted for are left out. */
+function costTable() {
+  const columns = [
+    ["models", "individuals"], ["questions", "samples"], ["turns", "turns"], ["tokens read", "prompt_tokens"],
+    ["tokens decoded", "answer_tokens"], ["seconds", "seconds"],
+  ].filter(([, name]) => record.costs.some((cost) => cost[name]));
+  const figure = (value) => (isNumber(value) ? Math.round(value).toLocaleString("en") : "");
+  const heading = (name) => html("th", { scope: "col" }, name);
+  const body = record.costs.map((cost) => html("tr", {}, html("th", { scope: "row" }, cost.name),
+    columns.map(([, name]) => html("td", { class: "plain" }, figure(cost[name])))));
+  const head = html("tr", {}, heading("scored"), columns.map(([name]) => heading(name)));
+  return html("table", { class: "scores costs" }, html("thead", {}, head), html("tbody", {}, body));
+}
+
+function drawCosts() {
+  if (!record.costs.length) return null;
+  return html("details", {}, html("summary", {}, "What scoring took"),
+    html("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "What scoring took" }, costTable()),
+    html("p", { class: "note" }, "Of each method its children on validation; an individual that two methods came to is " +
+      "counted with both. A turn's dialogue so far is read whole."));
+}
+
 function drawScores() {
   const { rows, swarms } = record;
   if (!rows.length) {
-    return fill("scores-content", missing("No scores yet: test questions are asked at the end of the run."));
+    return fill("scores-content", missing("No scores yet: test questions are asked at the end of the run."), drawCosts());
   }
   const explained = [
     "The best of each column is bold.",
@@ -69,7 +91,7 @@ function drawScores() {
   fill("scores-content",
     html("p", { class: "lead" }, "The mean over test samples, new to training and search: of verdicts, the share that is right."),
     html("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "Score table" }, scoreTable()),
-    html("p", { class: "note" }, explained.filter(Boolean).join(" ")));
+    html("p", { class: "note" }, explained.filter(Boolean).join(" ")), drawCosts());
 }
 
 /* A picture as large as its column; the pixels of a small one stay squares. */
@@ -87,14 +109,22 @@ function verdictOf(score) {
   return [score > 1 ? "passed" : "", "", `score ${score.toFixed(3)}`];
 }
 
-function drawSample([, prompt, gold, answer, score, pictures]) {
+/* A dialogue turn by turn; what was said at its beginning is the prompt, which may be long. */
+function drawTurns(turns) {
+  return html("ol", { class: "turns" }, turns.map(([role, text]) =>
+    html("li", { class: ["assistant", "executed"].includes(role) ? role : null },
+      html("h4", {}, role === "assistant" ? "model" : role), html("pre", {}, text || "(nothing)"))));
+}
+
+function drawSample([, prompt, gold, answer, score, pictures, turns, reason]) {
   const block = (name, text) => html("div", {}, html("h4", {}, name), html("pre", {}, text || "(nothing)"));
   const [name, symbol, verdict] = verdictOf(score);
   return html("article", { class: `sample ${name}` },
     html("p", { class: "verdict" }, symbol ? [html("span", { "aria-hidden": "true" }, symbol), " "] : null, verdict),
+    reason ? html("p", { class: "note reason" }, reason) : null,
     html("p", { class: "prompt" }, prompt),
     pictures.length ? html("div", { class: "pictures" }, pictures.map(drawPicture)) : null,
-    answer || !pictures.length ? block("answer", answer) : null,
+    turns.length ? drawTurns(turns) : answer || !pictures.length ? block("answer", answer) : null,
     !gold ? null :
       gold === answer ? html("p", { class: "note" }, "Word for word as expected.") : block("expected", gold));
 }

@@ -1,0 +1,147 @@
+"""One sample of one candidate, played turn by turn; and what is kept of it to be looked at."""
+
+from collections.abc import Sequence
+
+from cqd_jax.genotypes.space import Candidates
+from cqd_jax.tasks.episode import Acting, Answer, CountingEngine, Engine, Episode, Message, Request
+from cqd_jax.tasks.execution import Job, Outcome
+from cqd_jax.tasks.problem import Transcript, Usage
+from cqd_jax.tasks.task import Example
+
+NOTHING = Outcome("ok")
+"""What an episode gets where there was nothing to execute."""
+
+LONGEST_TEXT, MOST_TURNS = 4000, 40
+"""Characters of a text, and texts, that a transcript keeps; of more, the middle is left out."""
+
+
+class Dialogue:
+  """One sample of one candidate, as far as it has come.
+
+  Args:
+    episode: whose sample it is.
+    example: the sample.
+    opening: with what the dialogue begins.
+    max_new_tokens: that an answer may have, unless the episode says so itself.
+
+  Attributes:
+    messages: all that was said.
+    answers: the model's turns among them.
+    score: of the sample, once it is known.
+    reason: why it failed, where that is known; else "".
+    prompt_tokens: read so far.
+    answer_tokens: decoded so far.
+  """
+
+  def __init__(self, episode: Episode, example: Example, opening: tuple[Message, ...], max_new_tokens: int):
+    self.episode = episode
+    self.example = example
+    self.messages = opening
+    self.answers: list[str] = []
+    self.score: float | None = None
+    self.reason = ""
+    self.prompt_tokens = self.answer_tokens = 0
+    self._max_new_tokens = int(getattr(episode, "max_new_tokens", max_new_tokens))
+    self._num_opening = len(opening)
+    self._troubles: list[str | None] = []
+
+  @property
+  def request(self) -> Request:
+    """What the engine is asked next."""
+    return Request(self.messages, self._max_new_tokens)
+
+  def take(self, answer: Answer) -> Job | None:
+    """The model's next turn; what to execute after it. Where the engine refuses to answer, the dialogue has failed."""
+    self.prompt_tokens += answer.prompt_tokens
+    self.answer_tokens += answer.answer_tokens
+    if answer.refused:
+      self.score, self.reason = 0.0, answer.refused
+      return None
+    self.messages += (Message("assistant", answer.text),)
+    self.answers.append(answer.text)
+    return self.episode.job(self.example, self.answers)
+
+  def hear(self, outcome: Outcome | None) -> None:
+    """What came of it (None: nothing was executed). A dialogue that does not end in time has failed."""
+    trouble = ""
+    if outcome is not None and outcome.status != "ok":
+      trouble = f"{outcome.status}: {outcome.detail}" if outcome.detail else outcome.status
+    self._troubles.append(None if outcome is None else trouble)
+    reply = self.episode.reply(self.example, self.answers, NOTHING if outcome is None else outcome)
+    if not isinstance(reply, Message):
+      self.score = float(reply)
+      self.reason = "" if self.score >= 1 else trouble
+    elif len(self.answers) >= self.episode.max_turns:
+      self.score, self.reason = 0.0, f"no end after {len(self.answers)} turns"
+    else:
+      self.messages += (reply,)
+
+  def transcript(self, task: int, sample: int) -> Transcript:
+    """Of a dialogue that has ended."""
+    assert self.score is not None
+    turns: list[tuple[str, str]] = []
+    for index, message in enumerate(self.messages):
+      turns.append((message.role, _cut(message.content)))
+      answered, other = divmod(index - self._num_opening, 2)
+      if index >= self._num_opening and not other and (executed := self._executed(answered)):
+        turns.append(("executed", executed))
+    if len(turns) > MOST_TURNS:
+      half = MOST_TURNS // 2
+      turns = [*turns[:half], ("", f"[{len(turns) - MOST_TURNS} left out]"), *turns[-half:]]
+    return Transcript(task, sample, tuple(turns), self.score, _cut(self.reason))
+
+  def _executed(self, answered: int) -> str:
+    """What was executed of an answer, and how that ended where it did not end well."""
+    trouble = self._troubles[answered]
+    if trouble is None:
+      return ""
+    episode, answers = self.episode, self.answers[: answered + 1]
+    action = episode.action(self.example, answers) if isinstance(episode, Acting) else ""
+    return _cut("\n".join(part for part in (action, trouble) if part))
+
+
+def ask(
+  engine: Engine, candidates: Candidates, dialogues: Sequence[Sequence[Dialogue]]
+) -> list[tuple[Dialogue, Answer]]:
+  """The next answer to each of P lists of dialogues, by one call of the engine.
+
+  Raises:
+    ValueError: if the engine gives too few or too many.
+  """
+  requests = [[dialogue.request for dialogue in own] for own in dialogues]
+  if isinstance(engine, CountingEngine):
+    answers = engine.respond(candidates, requests)
+  else:
+    answers = [[Answer(text) for text in own] for own in engine.generate(candidates, requests)]
+  if [len(own) for own in answers] != [len(own) for own in requests]:
+    raise ValueError("engine: expected one answer to each request")
+  return [pair for own, given in zip(dialogues, answers, strict=True) for pair in zip(own, given, strict=True)]
+
+
+def usage_of(by_task: Sequence[Sequence[Dialogue]]) -> Usage:
+  """What all dialogues of one candidate took."""
+  played = [dialogue for own in by_task for dialogue in own]
+  return Usage(
+    sum(len(dialogue.answers) for dialogue in played),
+    sum(dialogue.prompt_tokens for dialogue in played),
+    sum(dialogue.answer_tokens for dialogue in played),
+  )
+
+
+def transcripts_of(by_task: Sequence[Sequence[Dialogue]], count: int) -> list[Transcript]:
+  """Up to `count` dialogues of each task: first some that failed, half of them where there are so many, then others."""
+  kept = []
+  for task, own in enumerate(by_task):
+    failed = [sample for sample, dialogue in enumerate(own) if (dialogue.score or 0) < 1]
+    solved = [sample for sample, dialogue in enumerate(own) if (dialogue.score or 0) >= 1]
+    num_failed = min(len(failed), max(count // 2, count - len(solved)))
+    chosen = [*failed[:num_failed], *solved[: count - num_failed]]
+    kept += [own[sample].transcript(task, sample) for sample in chosen]
+  return kept
+
+
+def _cut(text: str) -> str:
+  if len(text) <= LONGEST_TEXT:
+    return text
+  half = LONGEST_TEXT // 2
+  return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
