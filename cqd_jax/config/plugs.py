@@ -101,6 +101,7 @@ KINDS: Mapping[str, Kind] = {
       "os": "cqd_jax.tasks.skills:shell",
       "mbpp": "cqd_jax.tasks.mbpp:mbpp",
       "jsonl": "cqd_jax.tasks.jsonl:jsonl",
+      "lm_eval": "cqd_jax.tasks.evaluation_harness:lm_eval",
     },
     frozenset({"sizes", "seed"}),
   ),

@@ -14,13 +14,17 @@ from cqd_jax.genotypes.placement import over_population
 from cqd_jax.genotypes.space import Candidates
 from cqd_jax.low_rank import combine_shared, partition_shared
 from cqd_jax.models import Batch, PromptBucket, bucket_population_prompts, bucket_prompts, decode_population, pack
+from cqd_jax.models.likelihood import continuation_likelihoods
 from cqd_jax.models.training import losses_of_groups
-from cqd_jax.tasks.episode import Answer, Engine, Message, Request
+from cqd_jax.tasks.episode import Answer, Engine, Likelihoods, Message, Request
 from cqd_jax.tasks.problem import TrainingSignal
 from cqd_jax.types import Params, PRNGKey
 
 LEAST_ROW, ROWS_PER_TASK = 96, 6
 """Of what gradients follow: tokens that a packed row has at least, and rows of each task in a batch."""
+
+ROWS_READ = 32
+"""Choices that are read at a time, to say how likely they are."""
 
 ROWS_ROUNDED_TO, TOKENS_ROUNDED_TO = 8, 16
 """Of prompts that differ by candidate: shapes are rounded up so far, so that few programs are compiled."""
@@ -61,6 +65,13 @@ class _Prompt(NamedTuple):
   tokens: tuple[int, ...]
   wanted: int
   room: int
+
+
+class _Continuation(NamedTuple):
+  """A choice as tokens, and the dialogue before it."""
+
+  before: tuple[int, ...]
+  after: tuple[int, ...]
 
 
 class LocalEngine:
@@ -151,6 +162,66 @@ class LocalEngine:
       params = self._place(individuals.params_of(filled))
       answers += self._answer(params, [asked[index] for index in filled], shared=same)[: len(group)]
     return answers
+
+  def likelihoods(self, individuals: Candidates, requests: Sequence[Sequence[Request]]) -> list[list[Likelihoods]]:
+    """See `ChoosingEngine`. What ends an answer does not count; of a chat template the model's turn does.
+
+    Raises:
+      ValueError: as `respond`; if answers cannot be written as tokens.
+    """
+    if len(requests) != individuals.size:
+      raise ValueError(f"requests: expected one list for each of {individuals.size} individuals, got {len(requests)}")
+    asked = [[self._continuations(request) for request in own] for own in requests]
+    found: list[list[Likelihoods]] = []
+    for start in range(0, individuals.size, self._group_size):
+      group = range(start, min(start + self._group_size, individuals.size))
+      params = individuals.params_of([*group, *[group[0]] * (self._group_size - len(group))])
+      distinct = list(dict.fromkeys(row for index in group for own in asked[index] for row in own if self._fits(row)))
+      known = [dict(zip(distinct, own, strict=True)) for own in self._likelihoods(self._place(params), distinct)]
+      found += [
+        [self._likelihood(continuations, known[place]) for continuations in asked[index]]
+        for place, index in enumerate(group)
+      ]
+    return found
+
+  def _continuations(self, request: Request) -> "list[_Continuation]":
+    encode_answer = self._interface.encode_answer
+    if encode_answer is None:
+      raise ValueError("interface: expected `encode_answer`, by which answers become tokens")
+    tokens = self._encode(request.messages)
+    ends = [tuple(encode_answer(request.messages, choice)) for choice in request.choices]
+    return [_Continuation(tokens, end[:-1] if end and end[-1] in self._interface.end_ids else end) for end in ends]
+
+  def _fits(self, row: "_Continuation") -> bool:
+    return self._context is None or len(row.before) + len(row.after) <= self._context
+
+  def _likelihood(self, continuations: "list[_Continuation]", known: "dict[_Continuation, float]") -> Likelihoods:
+    longest = max(len(row.before) + len(row.after) for row in continuations)
+    if not all(map(self._fits, continuations)):
+      return Likelihoods((), refused=f"dialogue and choice have {longest} tokens, and the context {self._context}")
+    read = sum(len(row.before) + len(row.after) for row in continuations)
+    return Likelihoods(tuple(known[row] for row in continuations), read)
+
+  def _likelihoods(self, params: Params, rows: "list[_Continuation]") -> list[list[float]]:
+    """Of each candidate of a group those of all rows, which are read in batches of like length."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].before) + len(rows[index].after))
+    found: list[list[float]] = [[0.0] * len(rows) for _ in range(self._group_size)]
+    for start in range(0, len(rows), ROWS_READ):
+      chosen = order[start : start + ROWS_READ]
+      filled = [rows[index] for index in [*chosen, *[chosen[0]] * (ROWS_READ - len(chosen))]]
+      begins = np.array([len(row.before) for row in filled], np.int32)
+      ends = begins + np.array([len(row.after) for row in filled], np.int32)
+      width, longest = (
+        -(-int(size) // TOKENS_ROUNDED_TO) * TOKENS_ROUNDED_TO for size in (ends.max(), (ends - begins).max())
+      )
+      token_ids = np.full((ROWS_READ, width), self._interface.pad_id, np.int32)
+      for place, row in enumerate(filled):
+        token_ids[place, : ends[place]] = [*row.before, *row.after]
+      values = continuation_likelihoods(params, self._interface.config, token_ids, begins, ends, longest=longest)
+      for own, theirs in zip(found, np.asarray(values).tolist(), strict=True):
+        for index, value in zip(chosen, theirs, strict=False):  # rows beyond those chosen are filling
+          own[index] = value
+    return found
 
   def training_signal(self, dialogues: Sequence[Sequence[tuple[Message, ...]]]) -> TrainingSignal:
     """See `TrainableEngine`: cross-entropy of the assistant's turns, in packed rows drawn at random.

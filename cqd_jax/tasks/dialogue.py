@@ -1,12 +1,27 @@
 """One sample of one candidate, played turn by turn; and what is kept of it to be looked at."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from cqd_jax.genotypes.space import Candidates
-from cqd_jax.tasks.episode import Acting, Answer, CountingEngine, Engine, Episode, Message, Request
+from cqd_jax.tasks.episode import (
+  Acting,
+  Answer,
+  Choosing,
+  ChoosingEngine,
+  CountingEngine,
+  Engine,
+  Episode,
+  Likelihoods,
+  Message,
+  Request,
+)
 from cqd_jax.tasks.execution import Job, Outcome
 from cqd_jax.tasks.problem import Transcript, Usage
 from cqd_jax.tasks.task import Example
+
+T = TypeVar("T")
 
 NOTHING = Outcome("ok")
 """What an episode gets where there was nothing to execute."""
@@ -23,6 +38,7 @@ class Dialogue:
     example: the sample.
     opening: with what the dialogue begins.
     max_new_tokens: that an answer may have, unless the episode says so itself.
+    choices: that the episode has for the sample; () where answers are written.
 
   Attributes:
     messages: all that was said.
@@ -33,7 +49,14 @@ class Dialogue:
     answer_tokens: decoded so far.
   """
 
-  def __init__(self, episode: Episode, example: Example, opening: tuple[Message, ...], max_new_tokens: int):
+  def __init__(
+    self,
+    episode: Episode,
+    example: Example,
+    opening: tuple[Message, ...],
+    max_new_tokens: int,
+    choices: tuple[str, ...] = (),
+  ):
     self.episode = episode
     self.example = example
     self.messages = opening
@@ -42,13 +65,21 @@ class Dialogue:
     self.reason = ""
     self.prompt_tokens = self.answer_tokens = 0
     self._max_new_tokens = int(getattr(episode, "max_new_tokens", max_new_tokens))
+    self._choices = choices
     self._num_opening = len(opening)
     self._troubles: list[str | None] = []
 
   @property
   def request(self) -> Request:
     """What the engine is asked next."""
-    return Request(self.messages, self._max_new_tokens)
+    return Request(self.messages, self._max_new_tokens, self._choices)
+
+  def chosen(self, found: Likelihoods) -> Answer:
+    """What the model answers where it is asked to choose."""
+    if found.refused:
+      return Answer("", found.prompt_tokens, refused=found.refused)
+    assert isinstance(self.episode, Choosing)
+    return Answer(self.episode.choose(self.example, found.values), found.prompt_tokens)
 
   def take(self, answer: Answer) -> Job | None:
     """The model's next turn; what to execute after it. Where the engine refuses to answer, the dialogue has failed."""
@@ -95,27 +126,60 @@ class Dialogue:
     trouble = self._troubles[answered]
     if trouble is None:
       return ""
-    episode, answers = self.episode, self.answers[: answered + 1]
-    action = episode.action(self.example, answers) if isinstance(episode, Acting) else ""
+    episode: Any = self.episode
+    answers = self.answers[: answered + 1]
+    action = episode.action(self.example, answers) if _acts(type(self.episode)) else ""
     return _cut("\n".join(part for part in (action, trouble) if part))
+
+
+@functools.cache
+def _acts(kind: type[Any]) -> bool:
+  """Whether episodes of a class are `Acting`, which Python is slow to find out."""
+  return issubclass(kind, Acting)
 
 
 def ask(
   engine: Engine, candidates: Candidates, dialogues: Sequence[Sequence[Dialogue]]
 ) -> list[tuple[Dialogue, Answer]]:
-  """The next answer to each of P lists of dialogues, by one call of the engine.
+  """The next answer to each of P lists of dialogues: all that are to be written by one call of the engine.
 
   Raises:
     ValueError: if the engine gives too few or too many.
   """
-  requests = [[dialogue.request for dialogue in own] for own in dialogues]
+  asked = [[(dialogue, dialogue.request) for dialogue in own] for own in dialogues]
+  writing = [[(dialogue, request) for dialogue, request in own if not request.choices] for own in asked]
+  choosing = [[(dialogue, request) for dialogue, request in own if request.choices] for own in asked]
+  answered = []
+  if any(writing):
+    answered += _paired(writing, _written(engine, candidates, _requests(writing)))
+  if any(choosing):
+    assert isinstance(engine, ChoosingEngine)
+    found = _paired(choosing, engine.likelihoods(candidates, _requests(choosing)))
+    answered += [(dialogue, dialogue.chosen(likelihoods)) for dialogue, likelihoods in found]
+  return answered
+
+
+def _requests(asked: Sequence[Sequence[tuple[Dialogue, Request]]]) -> list[list[Request]]:
+  return [[request for _, request in own] for own in asked]
+
+
+def _written(engine: Engine, candidates: Candidates, requests: list[list[Request]]) -> list[list[Answer]]:
   if isinstance(engine, CountingEngine):
-    answers = engine.respond(candidates, requests)
-  else:
-    answers = [[Answer(text) for text in own] for own in engine.generate(candidates, requests)]
-  if [len(own) for own in answers] != [len(own) for own in requests]:
+    return engine.respond(candidates, requests)
+  return [[Answer(text) for text in own] for own in engine.generate(candidates, requests)]
+
+
+def _paired(
+  asked: Sequence[Sequence[tuple[Dialogue, Request]]], given: Sequence[Sequence[T]]
+) -> list[tuple[Dialogue, T]]:
+  """Each dialogue with what the engine gave."""
+  if [len(own) for own in given] != [len(own) for own in asked]:
     raise ValueError("engine: expected one answer to each request")
-  return [pair for own, given in zip(dialogues, answers, strict=True) for pair in zip(own, given, strict=True)]
+  return [
+    (dialogue, each)
+    for own, theirs in zip(asked, given, strict=True)
+    for (dialogue, _), each in zip(own, theirs, strict=True)
+  ]
 
 
 def usage_of(by_task: Sequence[Sequence[Dialogue]]) -> Usage:

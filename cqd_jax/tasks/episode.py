@@ -51,10 +51,12 @@ class Request(NamedTuple):
   Attributes:
     messages: the dialogue so far; the last one is not the assistant's.
     max_new_tokens: tokens that the answer may have.
+    choices: where there are any, the answer is one of these, and the engine says how likely each is.
   """
 
   messages: tuple[Message, ...]
   max_new_tokens: int
+  choices: tuple[str, ...] = ()
 
 
 class Answer(NamedTuple):
@@ -73,12 +75,26 @@ class Answer(NamedTuple):
   refused: str = ""
 
 
+class Likelihoods(NamedTuple):
+  """How likely an engine finds the choices of a request.
+
+  Attributes:
+    values: for each choice the logarithm of its likelihood after the dialogue so far; () where they are refused.
+    prompt_tokens: that were read, the dialogue for each choice.
+    refused: as in `Answer`.
+  """
+
+  values: tuple[float, ...]
+  prompt_tokens: int = 0
+  refused: str = ""
+
+
 @runtime_checkable
 class Episode(Protocol):
   """A skill with dialogues and executable answers; K of these make a problem. See the module's docstring.
 
-  Optional: `max_new_tokens`, where answers may be shorter or longer than the experiment's setting says; and `action`,
-  see `Acting`.
+  Optional: `max_new_tokens`, where answers may be shorter or longer than the experiment's setting says; `action`, see
+  `Acting`; `choices` and `choose`, see `Choosing`.
   """
 
   name: str
@@ -118,10 +134,22 @@ class Acting(Protocol):
 
 
 @runtime_checkable
+class Choosing(Protocol):
+  """An episode whose answers are chosen among texts by how likely they are, which no model has to be asked to write."""
+
+  def choices(self, example: Example) -> Sequence[str]:
+    """The texts, at least one."""
+
+  def choose(self, example: Example, likelihoods: Sequence[float]) -> str:
+    """The answer, from the logarithms of their likelihoods."""
+
+
+@runtime_checkable
 class Engine(Protocol):
   """Answers requests with each of P individuals. One engine serves all tasks of a problem.
 
-  Optional: `check()`, which raises where it could not serve; and `respond`, see `CountingEngine`.
+  Optional: `check()`, which raises where it could not serve; `respond`, see `CountingEngine`;
+  `likelihoods`, see `ChoosingEngine`.
   """
 
   fingerprint: str
@@ -145,6 +173,14 @@ class CountingEngine(Protocol):
 
   def respond(self, individuals: Candidates, requests: Sequence[Sequence[Request]]) -> list[list[Answer]]:
     """As `Engine.generate`, with all that is known of each answer."""
+
+
+@runtime_checkable
+class ChoosingEngine(Protocol):
+  """An engine that can say how likely a text is."""
+
+  def likelihoods(self, individuals: Candidates, requests: Sequence[Sequence[Request]]) -> list[list[Likelihoods]]:
+    """Of the choices of requests `[P][R_p]`."""
 
 
 @runtime_checkable

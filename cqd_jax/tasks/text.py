@@ -3,14 +3,23 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cqd_jax.genotypes.space import Candidates, Space, population_of_one, population_size
 from cqd_jax.tasks.dialogue import Dialogue, ask, transcripts_of, usage_of
-from cqd_jax.tasks.episode import Answer, Engine, Episode, Message, TrainableEngine, as_episode
+from cqd_jax.tasks.episode import (
+  Answer,
+  Choosing,
+  ChoosingEngine,
+  Engine,
+  Episode,
+  Message,
+  TrainableEngine,
+  as_episode,
+)
 from cqd_jax.tasks.execution import Execute, Harness, Service, execute_distinct
 from cqd_jax.tasks.problem import Sample, Scored, TrainingSignal, Transcript, Verified
 from cqd_jax.tasks.source import source_digest
@@ -38,7 +47,7 @@ class TextProblem:
     grade_seconds: spent in executing and judging so far.
 
   Raises:
-    ValueError: naming the task: a name twice, or two harnesses of one name that differ.
+    ValueError: naming the task: a name twice, or two harnesses of one name that differ; that the engine cannot serve.
   """
 
   def __init__(
@@ -56,6 +65,12 @@ class TextProblem:
     if len(set(self.task_names)) != len(self.task_names):
       raise ValueError(f"tasks: expected names that differ, got {', '.join(self.task_names)}")
     harnesses_of(tasks)
+    choosing = [episode.name for episode in self.episodes if isinstance(episode, Choosing)]
+    if choosing and not isinstance(engine, ChoosingEngine):
+      raise ValueError(
+        f"engine: {type(engine).__name__} cannot say how likely a text is, by which {choosing[0]} chooses its answers; "
+        "expected one as `local`"
+      )
     self.engine = engine
     self._execute = execute
     self._max_new_tokens = max_new_tokens
@@ -162,8 +177,9 @@ class TextProblem:
     """All dialogues of P individuals to their end: `[P][K][B_k]`."""
     # Candidates share the beginnings, so that whether all are asked the same is seen at a glance.
     begun = [
-      [(episode, example, tuple(episode.opening(example)), self._max_new_tokens) for example in asked]
+      [(episode, example, tuple(episode.opening(example)), self._max_new_tokens, choices(example)) for example in asked]
       for episode, asked in zip(self.episodes, self.examples(split), strict=True)
+      for choices in [_choices_of(episode)]
     ]
     dialogues = [[[Dialogue(*each) for each in own] for own in begun] for _ in range(population_size(individuals))]
     candidates = Candidates(individuals, space)
@@ -186,6 +202,13 @@ class TextProblem:
     self.decode_seconds += decoded - started
     self.decoded_tokens += sum(answer.answer_tokens for _, answer in answered)
     self.grade_seconds += time.perf_counter() - decoded
+
+
+def _choices_of(episode: Episode) -> Callable[[Example], tuple[str, ...]]:
+  """Of an example the choices; () where answers are written."""
+  if isinstance(episode, Choosing):
+    return lambda example: tuple(episode.choices(example))
+  return lambda example: ()
 
 
 def _passed(by_task: Sequence[Sequence[Dialogue]]) -> list[Verified]:

@@ -12,6 +12,7 @@ from cqd_jax.engines.text_interface import TextInterface, miniature_interface
 from cqd_jax.genotypes.space import dense_space
 from cqd_jax.models import DecoderConfig, forward, greedy_decode, init_params
 from cqd_jax.tasks import Answer, Message, Request
+from cqd_jax.tasks.episode import Likelihoods
 from cqd_jax.tasks.skills.training import prompt_tokens
 from cqd_jax.tasks.skills.vocabulary import SEPARATOR
 from cqd_jax.tasks.skills.vocabulary import encode as encode_text
@@ -32,6 +33,9 @@ def decode(tokens):
 
 
 INTERFACE = TextInterface(CONFIG, encode, decode, (END,), PAD, {"tokenizer.json": "{}"})
+
+
+run = jax.jit(forward, static_argnums=1)
 
 
 def ask(text, max_new_tokens=6):
@@ -111,6 +115,35 @@ def test_the_context_is_that_of_the_model_unless_another_is_set():
   assert LocalEngine(limited).fingerprint == LocalEngine(INTERFACE, context=5).fingerprint
   assert LocalEngine(limited, context=9).fingerprint == LocalEngine(INTERFACE, context=9).fingerprint
   assert len({LocalEngine(INTERFACE, context=size).fingerprint for size in (None, 5, 9)}) == 3
+
+
+def test_the_likelihood_of_a_choice_is_the_sum_over_its_tokens(candidates):
+  interface = dataclasses.replace(INTERFACE, encode_answer=lambda messages, text: [*encode([Message("", text)]), END])
+  many = tuple("cdefghij"[n % 8] * (1 + n // 8) for n in range(40))  # more than are read at a time
+  asked = [[("ddf", ("c", "kk", "ddddd")), ("c", many)], [("kcig", ("e",))], [], [("ddf", ("kk", "c", "c"))]]
+  requests = [[Request((Message("user", text),), 1, choices) for text, choices in own] for own in asked]
+  engine = LocalEngine(interface, group_size=3, context=9)
+  found = engine.likelihoods(candidates, requests)
+  assert [len(own) for own in found] == [2, 1, 0, 1]
+  for candidate, (own, given) in enumerate(zip(asked, found, strict=True)):
+    for (text, choices), each in zip(own, given, strict=True):
+      expected = [log_likelihood(candidates, candidate, text, one) for one in choices]
+      np.testing.assert_allclose(each.values, expected, rtol=1e-4)
+      assert each.prompt_tokens == sum(len(text) + len(one) for one in choices)
+  (refused,), *_ = LocalEngine(interface, context=6).likelihoods(candidates, [[requests[0][0]], [], [], []])
+  assert refused == Likelihoods((), refused="dialogue and choice have 8 tokens, and the context 6")
+  with pytest.raises(ValueError, match="interface: expected `encode_answer`"):
+    LocalEngine(INTERFACE).likelihoods(candidates, requests)
+
+
+def log_likelihood(candidates, candidate, question, choice):
+  params = jax.tree.map(lambda leaf: leaf[candidate], candidates.genotypes)
+  before, after = (encode([Message("", text)]) for text in (question, choice))
+  row = np.zeros((1, 10), np.int32)  # of one length, for which one program is compiled
+  row[0, : len(before) + len(after)] = [*before, *after]
+  logits = np.asarray(run(params, CONFIG, row), np.float64)[0]
+  logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  return sum(logs[len(before) + index - 1, token] for index, token in enumerate(after))
 
 
 def test_who_is_asked_nothing_says_nothing(candidates):

@@ -145,7 +145,7 @@ def test_model_folders_are_the_models_that_were_scored(finished):
   assert by_task == pytest.approx(row.scores)
   assert jax.tree.structure(params) == jax.tree.structure(load_model(result.run_dir / "models" / "base")[0])
   for sample in scores["samples"]:
-    assert sample.keys() == {"task", "prompt", "gold", "answer", "score", "pictures"}
+    assert sample.keys() == {"task", "prompt", "gold", "answer", "score", "pictures", "turns", "reason"}
   passed = sum(sample["score"] for sample in scores["samples"])
   assert passed == round(sum(row.scores.values()) * 8)  # all 8 test questions per task are shown
 
