@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from tyro.constructors import PrimitiveConstructorSpec
 
 from cqd_jax.config.plugs import Plug
+from cqd_jax.config.problem import with_tasks
 from cqd_jax.store.yaml_text import YAMLTextError, read_yaml, shortened, write_yaml
 
 STRICT = ConfigDict(extra="forbid")
@@ -380,6 +381,10 @@ def load_settings(path: Path, given: Mapping[str, Any] | None = None) -> Experim
 
 def parse_settings(content: Any, source: str) -> ExperimentSettings:
   """Settings from what YAML or JSON gave, on top of their preset; raises as `load_settings`, naming `source`."""
+  try:
+    content = with_tasks(content) if isinstance(content, Mapping) else content
+  except ValueError as error:
+    raise ConfigError(f"{source}: {error}") from error
   try:
     whole = _with_preset(content)
     _refuse_flags(whole, source)

@@ -156,7 +156,7 @@ class HarnessTask:
     """The metric of what the harness calls results."""
     return float(self._task.process_results(example.expected, list(results))[self.metric])
 
-  def choices(self, example: Example) -> list[str]:
+  def options(self, example: Example) -> list[str]:
     """The choices of a question as the harness has them."""
     return [str(choice) for choice in self._task.doc_to_choice(example.expected)]
 
@@ -189,11 +189,11 @@ class HarnessChoices:
 
   def choices(self, example: Example) -> Sequence[str]:
     """See `Choosing`."""
-    return [self.task.label(choice) for choice in self.task.choices(example)]
+    return [self.task.label(choice) for choice in self.task.options(example)]
 
   def choose(self, example: Example, likelihoods: Sequence[float]) -> str:
     """The likeliest, by the metric's measure of length; the first of equals."""
-    choices, length = self.task.choices(example), LENGTHS[self.task.metric]
+    choices, length = self.task.options(example), LENGTHS[self.task.metric]
     values = [value / max(length(choice), 1) for value, choice in zip(likelihoods, choices, strict=True)]
     return self.task.label(choices[values.index(max(values))])
 
@@ -209,7 +209,7 @@ class HarnessChoices:
     return self._value(example, choices.index(answers[0])) if answers[0] in choices else 0.0
 
   def _value(self, example: Example, chosen: int) -> float:
-    places = range(len(self.task.choices(example)))
+    places = range(len(self.task.options(example)))
     return self.task.graded(example, [(float(place == chosen) - 1, place == chosen) for place in places])
 
   def _right(self, example: Example) -> str:

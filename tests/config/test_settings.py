@@ -72,6 +72,26 @@ def test_the_defaults_of_each_preset_survive_the_trip(tmp_path, preset):
   assert load_settings(written(tmp_path, dump_settings(settings))) == settings
 
 
+def test_tasks_may_be_written_as_those_of_a_text_problem(tmp_path):
+  text = "problem: {use: text, tasks: [os, {use: coding}], validation: 7}"
+  same = "tasks: {names: [os, coding], validation: 7}"
+  assert load_settings(written(tmp_path, text)) == load_settings(written(tmp_path, same))
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("problem: {use: traced}", "problem: expected {use: text, tasks: "),
+    ("problem: text", "problem: expected {use: text, tasks: "),
+    ("problem: {use: text, tasks: [os]}\ntasks: {test: 3}", "expected either `problem` or `tasks`, got both"),
+    ("problem: {use: text, task: [os]}", "unknown setting 'tasks.task'"),
+  ],
+)
+def test_a_problem_that_is_none_is_refused_by_name(tmp_path, text, message):
+  with pytest.raises(ConfigError, match=message):
+    load_settings(written(tmp_path, text))
+
+
 def test_an_empty_file_is_all_defaults(tmp_path):
   assert load_settings(written(tmp_path, "")) == ExperimentSettings()
 
