@@ -8,14 +8,14 @@ import functools
 import importlib
 import json
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cqd_jax.tasks.episode import Episode, Message
-from cqd_jax.tasks.execution import Harness, Job, Outcome, Service
+from cqd_jax.tasks.execution import Job, Outcome
+from cqd_jax.tasks.splits import divide_by_seed
 from cqd_jax.tasks.task import Example, Split
 
 LENGTHS: Mapping[str, Callable[[str], int]] = {
@@ -82,7 +82,7 @@ class HarnessTask:
     name: of the task.
   """
 
-  harness: Harness | Service = Harness("lm_eval", "run = repr")  # nothing is executed
+  harness = None  # nothing is executed
   max_turns = 1
 
   def __init__(self, task: Any, metric: str, components: tuple[str, list[Any]], name: str):
@@ -172,12 +172,12 @@ class HarnessTask:
 class HarnessChoices:
   """A task of the harness whose answers are chosen; see `lm_eval`."""
 
+  harness = None
   max_turns = 1
 
   def __init__(self, task: HarnessTask):
     self.task = task
     self.name = task.name
-    self.harness = task.harness
 
   def examples(self, split: Split) -> Sequence[Example]:
     """The questions, each with its first right choice as the answer."""
@@ -222,10 +222,8 @@ def drawn(
 ) -> dict[Split, list[tuple[Split, int]]]:
   """Which questions are in which split: for each its source and its place there, none in two splits.
 
-  Splits that share a source with too few questions get them in proportion to their sizes.
-
   Raises:
-    ValueError: if there are fewer questions than splits to share them.
+    ValueError: if there are fewer questions than splits to share them; see `divide_by_seed`.
   """
   sharing: dict[Split, list[Split]] = {}
   for split, preferred in SOURCES.items():
@@ -235,16 +233,9 @@ def drawn(
     sharing.setdefault(source, []).append(split)
   chosen: dict[Split, list[tuple[Split, int]]] = {}
   for source, splits in sharing.items():
-    count, wanted = available[source], sum(sizes[split] for split in splits)
-    if count < len(splits):
-      raise ValueError(f"lm_eval: expected at least {len(splits)} questions in {source}, got {count}")
-    order = list(range(count))
-    random.Random(f"{seed} {source}").shuffle(order)
-    for left, split in zip(range(len(splits) - 1, -1, -1), splits, strict=True):
-      share = sizes[split] if wanted <= count else max(count * sizes[split] // wanted, 1)
-      share = min(share, len(order) - left)  # one for each of those that follow
-      chosen[split] = [(source, index) for index in order[:share]]
-      order = order[share:]
+    own: dict[Split, int] = {split: sizes[split] if split in splits else 0 for split in SOURCES}
+    divided = divide_by_seed(range(available[source]), own, seed, f"lm_eval: {source}")
+    chosen |= {split: [(source, index) for index in divided[split]] for split in splits}
   return chosen
 
 

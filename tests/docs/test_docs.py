@@ -130,6 +130,12 @@ def test_benchmarks(pytestconfig, tmp_path, monkeypatch):
   assert json.loads((tmp_path / "numbers.json").read_text())["score"] == 0.0
 
 
+def test_benchmarks_of_others_are_named_by_settings_that_there_are(pytestconfig):
+  (named,) = blocks(pytestconfig, "lm_eval", "yaml")
+  settings = parse_settings(yaml.safe_load(named), "lm_eval.md")
+  assert [resolve("tasks", plug, "tasks").keywords["task"] for plug in settings.tasks.names] == ["gsm8k", "mine"]
+
+
 def test_an_operator(as_module):
   (named,) = as_module("operator", "my_operators")
   plug = Plug.parse(yaml.safe_load(named)["evolution"]["crossover"])

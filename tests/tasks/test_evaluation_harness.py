@@ -44,7 +44,9 @@ def test_questions_are_shared_out_by_seed_and_none_twice(available, sizes, expec
 def test_too_few_questions_are_refused():
   with pytest.raises(ValueError, match="expected questions for test, got none in any split"):
     drawn({}, SIZES, 0)
-  with pytest.raises(ValueError, match="expected at least 3 questions in test, got 2"):
+  with pytest.raises(
+    ValueError, match="lm_eval: test: expected at least one sample for each of train, validation, test, got 2"
+  ):
     drawn({"test": 2}, SIZES, 0)
   assert drawn({"train": 40}, SIZES, 0) != drawn({"train": 40}, SIZES, 1)
 
