@@ -7,7 +7,7 @@ of its embedding. Nothing is executed, so it needs no sandbox.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -76,7 +76,7 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
     if not problems:
       work = attempt(functools.partial(rehearse, settings, interface, len(tasks)))
     labels = settings.tasks.labels if work is not None and any(own.teachers for own in work) else 0
-    questions = attempt(functools.partial(_questions, labels, tasks, interface))
+    questions = attempt(functools.partial(_questions, settings, labels, tasks, interface))
   if problems:
     raise ConfigError("this experiment cannot run:\n" + "\n".join(f"  {problem}" for problem in problems))
   assert tasks is not None
@@ -85,15 +85,15 @@ def dry_run(settings: ExperimentSettings, console: Console) -> None:
   assert work is not None
   if folders is not None:
     console.print(_models_table(settings, folders))
-  longest = max(map(max, questions.values()))
+  longest = max(question.longest for asked in questions.values() for question in asked)
   console.print(_memory_table(settings, interface, folders, longest))
   console.print(_disk_table(settings, interface, folders))
   console.print(_work_table(settings, interface, work, questions))
   context = interface.settings.get("max_position_embeddings")
   if isinstance(context, int) and longest + settings.max_new_tokens > context:
     console.print(
-      f"Mind: questions have up to {longest} tokens and answers up to {settings.max_new_tokens}; the model is for "
-      f"{context}",
+      f"Mind: dialogues have up to {longest} tokens before an answer of up to {settings.max_new_tokens}; the model is "
+      f"for {context}, and what is longer fails",
       highlight=False,
     )
   if needs_sandbox(tasks) and not settings.unsafe and not installed():
@@ -133,18 +133,53 @@ def _dtype(expert: Expert) -> str:
   return next(iter(expert.adapter.modules.values())).a.dtype.name if expert.adapter.modules else ""
 
 
-def _questions(labels: int, tasks: tuple[Task | Episode, ...], interface: TextInterface) -> dict[AskedSplit, list[int]]:
-  """The numbers of tokens with which all dialogues of the splits that are asked begin."""
+class _Question(NamedTuple):
+  """What a dialogue may take; what it gets to hear is not counted.
 
-  def tokens(split: Split, most: int | None = None) -> list[int]:
+  Attributes:
+    tokens: with which it begins.
+    turns: answers that it may have.
+    new: tokens that each may have.
+  """
+
+  tokens: int
+  turns: int
+  new: int
+
+  @property
+  def longest(self) -> int:
+    """Tokens before the last answer."""
+    return self.tokens + (self.turns - 1) * self.new
+
+  @property
+  def read(self) -> int:
+    """Tokens in all, since each turn reads the dialogue so far."""
+    return self.turns * (self.tokens + self.longest) // 2
+
+  @property
+  def written(self) -> int:
+    """Tokens of all answers."""
+    return self.turns * self.new
+
+
+def _questions(
+  settings: ExperimentSettings, labels: int, tasks: tuple[Task | Episode, ...], interface: TextInterface
+) -> dict[AskedSplit, list[_Question]]:
+  """All dialogues of the splits that are asked."""
+
+  def of(split: Split, most: int | None = None) -> list[_Question]:
     return [
-      len(interface.encode(episode.opening(example)))
+      _Question(
+        len(interface.encode(episode.opening(example))),
+        episode.max_turns,
+        int(getattr(episode, "max_new_tokens", settings.max_new_tokens)),
+      )
       for episode in map(as_episode, tasks)
       for example in episode.examples(split)[:most]
     ]
 
-  asked: dict[AskedSplit, list[int]] = {"validation": tokens("validation"), "test": tokens("test")}
-  return {**asked, "labels": tokens("train", labels)} if labels else asked
+  asked: dict[AskedSplit, list[_Question]] = {"validation": of("validation"), "test": of("test")}
+  return {**asked, "labels": of("train", labels)} if labels else asked
 
 
 def _memory_table(
@@ -231,11 +266,11 @@ def _work_table(
   settings: ExperimentSettings,
   interface: TextInterface,
   work: Sequence[Work],
-  questions: dict[AskedSplit, list[int]],
+  questions: dict[AskedSplit, list[_Question]],
 ) -> Table:
   """Models to be scored, tokens, and what that takes; answers are counted as long as they may be."""
   rows = 1 + _num_experts(settings) + 1 + len(work) + 1
-  shown = Table(title="Work, at most (answers are counted as long as they may be)")
+  shown = Table(title="Work, at most (answers are counted as long and as many as they may be)")
   for column in ("stage", "models", "answers", "tokens read", "tokens written", "FLOPs", "time on one accelerator"):
     shown.add_column(column, justify="left" if column == "stage" else "right")
   parameters = num_parameters(param_shapes(interface.config))
@@ -249,11 +284,12 @@ def _work_table(
   for name, models, split in stages:
     if not models:
       continue
-    answers = models * len(questions[split])
-    read, written = models * sum(questions[split]), answers * settings.max_new_tokens
+    asked = questions[split]
+    answers = models * sum(question.turns for question in asked)
+    read, written = (models * sum(each) for each in zip(*((each.read, each.written) for each in asked), strict=True))
     flops = 2.0 * parameters * (read + written)
     # a step of decoding reads all weights once for a bucket of prompts
-    steps = models * int(settings.engine.settings.get("prompt_buckets", 6)) * settings.max_new_tokens
+    steps = models * int(settings.engine.settings.get("prompt_buckets", 6)) * max(each.written for each in asked)
     if settings.evolution.genotype.settings.get("share_base"):
       steps = math.ceil(steps / int(settings.engine.settings.get("candidates_per_batch", 1)))
     hours = max(flops / USEFUL_FLOPS, steps * 2.0 * parameters / BYTES_A_SECOND) / 3600

@@ -5,6 +5,7 @@ import sqlite3
 import warnings
 
 import pytest
+import transformers
 from dialogue_cases import write_models
 from experiment_cases import needs_sandbox, tiny_evolution, tiny_settings
 from rich.console import Console
@@ -13,6 +14,7 @@ from cqd_jax.config.plugs import Plug
 from cqd_jax.config.settings import OutputSettings, TaskSettings
 from cqd_jax.run.experiment import run_experiment
 from cqd_jax.run.files import open_run
+from cqd_jax.run.plan import dry_run
 from cqd_jax.run.read_run import read_record
 from cqd_jax.run.text_run import tasks_of
 from cqd_jax.store.history import History
@@ -22,7 +24,7 @@ SIZES = {"train": 8, "validation": 8, "test": 8}
 
 
 def evolve(folder, names, **changes):
-  """A run of two children, and its settings."""
+  """A run of two children, what it printed, and its settings."""
   tasks = TaskSettings(names=tuple(names), labels=8, **SIZES)
   settings = tiny_settings(
     folder,
@@ -42,7 +44,7 @@ def evolve(folder, names, **changes):
   with warnings.catch_warnings(), (folder / "log").open("w") as log:
     warnings.filterwarnings("ignore", message="task .* all experts score 0")
     result = run_experiment(settings, Console(file=log, width=160))
-  return result, (folder / "log").read_text()
+  return result, (folder / "log").read_text(), settings
 
 
 def counted(run_dir):
@@ -62,7 +64,7 @@ def talked(tmp_path_factory):
 
 @needs_sandbox
 def test_dialogues_of_several_turns_are_evolved_and_all_they_take_is_counted(talked):
-  result, printed = talked
+  result, printed, _ = talked
   (row,) = [row for row in result.rows if row.name == "CycleQD, best elite"]
   assert set(row.scores) == {"one", "two"}
   assert max(row.scores.values()) <= 7 / 8 * 0.25  # one of eight does not fit the context
@@ -83,7 +85,7 @@ def test_dialogues_of_several_turns_are_evolved_and_all_they_take_is_counted(tal
 
 @needs_sandbox
 def test_the_report_has_the_dialogues_of_the_best_and_why_they_failed(talked):
-  result, _ = talked
+  result, *_ = talked
   samples = read_record(open_run(result.run_dir)).samples
   assert len(samples) == 16
   too_long = [sample for sample in samples if "the context 512" in sample.reason]
@@ -108,10 +110,29 @@ def said(sample, turn):
 @needs_sandbox
 def test_the_best_is_not_asked_again_for_the_report(talked):
   """Its samples are those of its test, which the history keeps."""
-  result, _ = talked
+  result, *_ = talked
   kept = {sample.prompt: sample.turns for sample in read_record(open_run(result.run_dir)).samples}
   with History(result.run_dir / "history.sqlite") as history:
     problem = history._connection.execute("SELECT DISTINCT problem FROM evaluations WHERE split = 'test'").fetchone()[0]
     names = [name for (name,) in history._connection.execute("SELECT individual FROM evaluations WHERE split = 'test'")]
     found = [history.transcripts("test", problem, name) for name in names]
   assert any({each.turns for each in own} == set(map(tuple, kept.values())) for own in found)
+
+
+@needs_sandbox
+def test_the_plan_counts_every_turn(talked, tmp_path):
+  *_, settings = talked
+  with (tmp_path / "log").open("w") as log:
+    dry_run(settings, Console(file=log, width=160))
+  (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if "evolving" in line]
+  _, models, answers, read, written, *_ = [cell.strip().replace(",", "") for cell in line.strip("│").split("│")]
+  assert (models, answers, written) == ("5", f"{5 * 8 * (1 + 2)}", f"{5 * 8 * (1 + 2) * 6}")
+  tokenizer = transformers.AutoTokenizer.from_pretrained(settings.base)
+  expected = 0
+  for episode in map(as_episode, tasks_of(settings)):
+    for example in episode.examples("validation"):
+      turns = [message._asdict() for message in episode.opening(example)]
+      chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+      tokens = len(tokenizer(chat, add_special_tokens=False)["input_ids"])
+      expected += sum(tokens + turn * 6 for turn in range(episode.max_turns))
+  assert int(read) == 5 * expected
