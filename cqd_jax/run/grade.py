@@ -11,10 +11,10 @@ from rich.console import Console
 from cqd_jax.config.plugs import Plug, PlugError, resolve
 from cqd_jax.sandbox.on_demand import SandboxOnDemand
 from cqd_jax.store.run_dir import write_text
-from cqd_jax.tasks.episode import Episode, FromData, as_episode
+from cqd_jax.tasks.dialogue import Dialogue
+from cqd_jax.tasks.episode import Answer, Episode, FromData, as_episode
 from cqd_jax.tasks.execution import Execute, execute_distinct
 from cqd_jax.tasks.task import Example, Task
-from cqd_jax.tasks.text import NOTHING, Dialogue
 from cqd_jax.terminal.interrupt import Interrupt, interruptible
 from cqd_jax.terminal.progress import progress
 
@@ -35,7 +35,7 @@ class GradeError(ValueError):
   """Answers that cannot be graded; its text is for the user."""
 
 
-class Answer(NamedTuple):
+class Given(NamedTuple):
   """A line: the place of a sample in the data, and what a model said, turn by turn."""
 
   place: int
@@ -52,7 +52,7 @@ class Line(NamedTuple):
   """
 
   number: int
-  content: Answer | str
+  content: Given | str
   size: int
 
 
@@ -78,7 +78,7 @@ class Grades:
     """The next line."""
     self.passed.append(score >= 1)
     self.total += score
-    if isinstance(line.content, Answer):
+    if isinstance(line.content, Given):
       self.answered[line.content.place] = 1
       return
     self.num_broken += 1
@@ -183,20 +183,26 @@ def _graded(
 def _scores(batch: Sequence[Line], episode: Episode, samples: Sequence[Example], execute: Execute) -> list[float]:
   """Plays the dialogues of a batch side by side: round by round, as those of models are."""
   dialogues = [
-    Dialogue(episode, samples[line.content.place]) if isinstance(line.content, Answer) else None for line in batch
+    _begun(episode, samples[line.content.place]) if isinstance(line.content, Given) else None for line in batch
   ]
-  turns = [iter(line.content.turns if isinstance(line.content, Answer) else ()) for line in batch]
+  turns = [iter(line.content.turns if isinstance(line.content, Given) else ()) for line in batch]
   still_open = [(dialogue, own) for dialogue, own in zip(dialogues, turns, strict=True) if dialogue is not None]
   while still_open:
     heard = [
-      (dialogue, own, dialogue.take(turn)) for dialogue, own in still_open if (turn := next(own, None)) is not None
+      (dialogue, own, dialogue.take(Answer(turn)))
+      for dialogue, own in still_open
+      if (turn := next(own, None)) is not None
     ]
     outcomes = iter(execute_distinct([job for *_, job in heard if job is not None], execute))
     for dialogue, _, job in heard:
-      dialogue.hear(NOTHING if job is None else next(outcomes))
+      dialogue.hear(None if job is None else next(outcomes))
     still_open = [(dialogue, own) for dialogue, own, _ in heard if dialogue.score is None]
   # one whose turns ran out before it came to an end has failed
   return [0.0 if dialogue is None or dialogue.score is None else dialogue.score for dialogue in dialogues]
+
+
+def _begun(episode: Episode, example: Example) -> Dialogue:
+  return Dialogue(episode, example, tuple(episode.opening(example)), max_new_tokens=0)  # nothing is decoded
 
 
 def _count(answers: Path) -> int:
@@ -236,7 +242,7 @@ def _lines(answers: Path, num_samples: int) -> Iterator[Line]:
         yield Line(number, _read(raw, num_samples), len(raw))
 
 
-def _read(raw: bytes, num_samples: int) -> Answer | str:
+def _read(raw: bytes, num_samples: int) -> Given | str:
   """An answer, or why a line is none."""
   try:
     content = json.loads(raw.strip().decode("utf-8"))
@@ -251,7 +257,7 @@ def _read(raw: bytes, num_samples: int) -> Answer | str:
     return f"index: expected 0 to {num_samples - 1}, got {index!r:.60}"
   if not isinstance(turns, list) or any(not isinstance(turn, str) for turn in turns):
     return f"turns: expected a list of texts, got {turns!r:.60}"
-  return Answer(index, tuple(turns))
+  return Given(index, tuple(turns))
 
 
 def _summarize(grades: Grades, num_samples: int, seconds: float, out: Path, console: Console) -> None:
