@@ -102,6 +102,7 @@ KINDS: Mapping[str, Kind] = {
       "mbpp": "cqd_jax.tasks.mbpp:mbpp",
       "jsonl": "cqd_jax.tasks.jsonl:jsonl",
       "lm_eval": "cqd_jax.tasks.evaluation_harness:lm_eval",
+      "os_interaction": "cqd_jax.sandbox.os_interaction:os_interaction",
     },
     frozenset({"sizes", "seed"}),
   ),

@@ -5,7 +5,7 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 INSTALL = "apt-get install bubblewrap / dnf install bubblewrap / pacman -S bubblewrap"
@@ -40,10 +40,10 @@ _DENIED_EVERYWHERE = {
 }  # fmt: skip
 _CLONE3 = 435
 _CLONE_NEWUSER = 0x10000000
-_AF_UNIX = 1
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _MAP_SHARED = 1
 _NO_FILE = 0xFFFFFFFF
-_EPERM, _ENOSYS = 1, 38
+_EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
@@ -51,13 +51,19 @@ _AT_NUMBER, _AT_ARCH, _AT_ARGUMENT = 0, 4, 16
 _AT_ARGUMENT_3, _AT_ARGUMENT_4 = 40, 48
 
 
-def system_call_filter(machine: str) -> bytes:
+def system_call_filter(machine: str, *, own_system: bool = False) -> bytes:
   """Returns the seccomp program (classic BPF, 8 bytes an instruction) for `platform.machine()`.
 
   It refuses (EPERM) what `_DENIED` names, sockets other than Unix ones, and new user namespaces, in which a process
   would have capabilities again; memory shared with a file, since what is written there leaves the file's times as they
   were; `clone3`, whose flags a filter cannot see, "does not exist" (ENOSYS), so libraries
   fall back to `clone`. Calls by another architecture's table kill the process.
+
+  Args:
+    machine: the architecture.
+    own_system: for programs that have a file system and a network of their own, and use them as ordinary programs do:
+      memory may be shared with files; sockets of the internet exist (others "are not supported", so that programs that
+      would use them only where they are there go on without).
 
   Raises:
     KeyError: if the machine is neither x86_64 nor aarch64.
@@ -83,18 +89,22 @@ def system_call_filter(machine: str) -> bytes:
       (_RETURN, 0, 0, _REFUSE | _EPERM),
       (_RETURN, 0, 0, _ALLOW),
     ]
+  if not own_system:
+    program += [
+      (_EQUAL, 0, 6, calls["mmap"]),
+      (_LOAD, 0, 0, _AT_ARGUMENT_3),
+      (_ANY_BIT, 0, 3, _MAP_SHARED),
+      (_LOAD, 0, 0, _AT_ARGUMENT_4),
+      (_EQUAL, 1, 0, _NO_FILE),
+      (_RETURN, 0, 0, _REFUSE | _EPERM),
+      (_RETURN, 0, 0, _ALLOW),
+    ]
+  families = (_AF_UNIX, _AF_INET, _AF_INET6) if own_system else (_AF_UNIX,)
   program += [
-    (_EQUAL, 0, 6, calls["mmap"]),
-    (_LOAD, 0, 0, _AT_ARGUMENT_3),
-    (_ANY_BIT, 0, 3, _MAP_SHARED),
-    (_LOAD, 0, 0, _AT_ARGUMENT_4),
-    (_EQUAL, 1, 0, _NO_FILE),
-    (_RETURN, 0, 0, _REFUSE | _EPERM),
-    (_RETURN, 0, 0, _ALLOW),
-    (_EQUAL, 0, 3, calls["socket"]),
+    (_EQUAL, 0, 2 + len(families), calls["socket"]),
     (_LOAD, 0, 0, _AT_ARGUMENT),
-    (_EQUAL, 1, 0, _AF_UNIX),
-    (_RETURN, 0, 0, _REFUSE | _EPERM),
+    *((_EQUAL, len(families) - place, 0, family) for place, family in enumerate(families)),
+    (_RETURN, 0, 0, _REFUSE | (_EAFNOSUPPORT if own_system else _EPERM)),
     (_RETURN, 0, 0, _ALLOW),
   ]
   return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
@@ -116,13 +126,35 @@ def spare_uid(uid_map: str) -> int | None:
   return end - 1 - number % (end // 2) if end > 1000 else None
 
 
+FIRST_SPARE_RANGE = 1 << 31
+RANGE = 1 << 16
+"""Users of a system of its own: as many as such systems are used to."""
+
+
+def spare_range(uid_map: str) -> tuple[int, int] | None:
+  """Returns the first and the number of user ids that belong to nobody, for a system with users of its own.
+
+  Where all of the 32 bits are mapped, no two systems that live at a time have the same. Elsewhere they share the upper
+  half of what there is. None where that is next to nothing.
+
+  Args:
+    uid_map: as of `spare_uid`.
+  """
+  ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines()]
+  end = max((first + length for first, _, length in ranges), default=0)
+  if end > FIRST_SPARE_RANGE + (FIRST_SPARE_RANGE >> 1):
+    places = (end - FIRST_SPARE_RANGE) // RANGE - 1
+    return FIRST_SPARE_RANGE + (os.getpid() * 256 + next(_starts)) % places * RANGE, RANGE
+  return (end // 2, min(end - end // 2, RANGE)) if end > 4000 else None
+
+
 def interpreter() -> Path:
   """Returns the Python that runs the worker: the one below any virtual environment."""
   named = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
   return named if named.exists() else Path(sys.executable).resolve()
 
 
-def bubblewrap_command(program: Path, *, own_user_namespace: bool) -> list[str]:
+def bubblewrap_command(program: Path, *, own_user_namespace: bool, further: Sequence[str] = ()) -> list[str]:
   """Returns the command that runs the Python file `program` shut in, with the powers to shut in others further.
 
   Inside: an empty read-only root with /usr, the interpreter's own prefix and a few files of /etc, all read-only; null
@@ -132,6 +164,7 @@ def bubblewrap_command(program: Path, *, own_user_namespace: bool) -> list[str]:
   Args:
     own_user_namespace: for an ordinary user, whose program then is "nobody" with capabilities in a user namespace.
       Else the program runs as the real root, and must make its children another user.
+    further: arguments of bubblewrap for what else is to be seen inside.
   """
   user = ["--unshare-user", "--uid", "65534", "--gid", "65534"] if own_user_namespace else []
   separate = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -143,6 +176,8 @@ def bubblewrap_command(program: Path, *, own_user_namespace: bool) -> list[str]:
     *("--die-with-parent", "--new-session", "--hostname", "sandbox" , "--clearenv"),
     *(word for name, value in environment.items() for word in ("--setenv", name, value)),
     *_mounts(program),
+    *further,
+    *("--remount-ro", "/"),
     *("--chdir", "/", str(interpreter()), *PYTHON_FLAGS, WORKER),
   ]  # fmt: skip
 
@@ -172,4 +207,4 @@ def _mounts(program: Path) -> Iterator[str]:
   yield from ("--dir", "/tmp", "--dir", "/dev")
   for name in ("null", "zero", "random", "urandom"):
     yield from ("--dev-bind", *[f"/dev/{name}"] * 2)
-  yield from ("--ro-bind", str(program), WORKER, "--remount-ro", "/")
+  yield from ("--ro-bind", str(program), WORKER)

@@ -156,7 +156,7 @@ class Worker:
     self._unsent: collections.deque[Exchange] = collections.deque()
     self._control, theirs = socket.socketpair()
     with theirs:
-      self._process = _started(
+      self._process = start_process(
         command,
         stdin=theirs,
         stdout=subprocess.DEVNULL,
@@ -254,7 +254,7 @@ class Worker:
       self._process.stderr.close()
 
 
-def _started(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
   """As `subprocess.Popen`, by a thread that lives as long as this process.
 
   To the kernel the parent is the thread: bubblewrap's --die-with-parent would end a worker with the thread that

@@ -19,7 +19,7 @@ from cqd_jax.run.text_run import tasks_of
 from cqd_jax.sandbox.sandbox import Sandbox, probe
 from cqd_jax.tasks import Message, Outcome, Request, TextProblem, TracedProblem, grade
 
-PAGES = ("script", "task", "operator", "method", "engine", "benchmarks", "distill")
+PAGES = ("script", "task", "operator", "method", "engine", "benchmarks", "distill", "os_interaction")
 
 
 def blocks(pytestconfig, page, kind):
@@ -172,3 +172,17 @@ def test_an_engine(as_module):
   space = dense_space(jnp.zeros(1), jnp.zeros((2, 1)))
   asked = [[Request((Message("user", "hello"),), 5)]] * 2
   assert engine.generate(Candidates(space.experts, space), asked) == [["HELLO"], ["HELLO"]]
+
+
+def test_a_shell_of_ones_own(pytestconfig, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (named,) = blocks(pytestconfig, "os_interaction", "yaml")
+  settings = parse_settings(yaml.safe_load(named), "os_interaction.md")
+  (plug,) = settings.tasks.names
+  group = tmp_path / plug.settings["data"] / "data/1"
+  group.mkdir(parents=True)
+  asked = [{"description": f"say {n}", "evaluation": {"match": f"{n}"}} for n in range(150)]
+  (group / "own.json").write_text(json.dumps(asked))
+  (task,) = tasks_of(settings)
+  assert task.max_turns == plug.settings["rounds"]
+  assert [len(task.examples(split)) for split in ("train", "validation", "test")] == [96, 24, 24]
