@@ -2,11 +2,11 @@
 
 import contextlib
 import itertools
-import os
 import shutil
 import subprocess
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from cqd_jax.sandbox.machine import START_SECONDS, MachineDied, MachineLimits
 from cqd_jax.sandbox.machine_host import GRADERS
@@ -104,11 +104,15 @@ class DockerMachine:
     )
     return DockerProgram(self, number, client)
 
+  def settle(self) -> None:
+    """Says that it is set up, which here makes no difference."""
+
   def changed(self) -> str:
     """The path of a file that checks are carried out by and that was changed; "" if there is none."""
-    for line in self.ask("diff", self.name).splitlines():
-      kind, _, path = line.partition(" ")
-      if GRADERS.fullmatch(path.lstrip("/")) and (kind != "C" or os.path.splitext(path)[1] or "/bin/" in path):
+    paths = [line.partition(" ")[2] for line in self.ask("diff", self.name).splitlines()]
+    folders = {str(folder) for path in paths for folder in Path(path).parents}
+    for path in sorted(set(paths) - folders):
+      if GRADERS.fullmatch(path.lstrip("/")) and "/__pycache__/" not in path:
         return path
     return ""
 
@@ -119,6 +123,10 @@ class DockerMachine:
     except subprocess.TimeoutExpired:
       return ""
     return done.stdout if done.returncode == 0 else ""
+
+  def abort(self) -> None:
+    """Kills it, while another thread may be using it; it has to be closed nonetheless."""
+    self.ask("kill", self.name)
 
   def close(self) -> None:
     """Ends it. A second call does nothing."""

@@ -22,10 +22,12 @@ from cqd_jax.sandbox.machine_files import ENVIRONMENT, FILES, FOLDERS, HOSTS_FIL
 from cqd_jax.sandbox.machine_host import PACKET_BYTES
 from cqd_jax.sandbox.machine_root import PIVOT_ROOT, STAGE, SYSTEM
 from cqd_jax.sandbox.pool import start_process
+from cqd_jax.sandbox.subordinate import subordinate_count, user_namespace
 
 START_SECONDS = 60.0
 PYTHON = "/usr/bin/python3"
-Mode = Literal["root", "user"]
+Mode = Literal["root", "subordinate", "user"]
+"""As the real root; as an ordinary user who was given ids of others (subuid); as one who was not."""
 
 
 class MachineDied(RuntimeError):
@@ -123,21 +125,26 @@ class Machine:
       MachineDied: with what was said, if it cannot be made.
     """
     self._codes: dict[int, int] = {}
-    self._inspected: dict[int, str] = {}
+    self._answers: dict[int, str] = {}
     self._dead: str | None = None
     self._ready = False
     self._count = 0
     self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-      self._process = start_process(
-        _command(mode),
-        stdin=theirs,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={},
-        cwd="/",
-        start_new_session=True,
-      )
+    with _namespaces(mode) as namespaces:
+      with theirs:  # which must be closed for the end of the other side to be heard
+        self._process = start_process(
+          _command(mode, namespaces),
+          stdin=theirs,
+          stdout=subprocess.DEVNULL,
+          stderr=subprocess.PIPE,
+          env={},
+          cwd="/",
+          start_new_session=True,
+          pass_fds=namespaces,
+        )
+      self._wait_until_ready(mode, limits)
+
+  def _wait_until_ready(self, mode: Mode, limits: MachineLimits) -> None:
     try:
       self._send(_settings(mode, limits))
       self._hear_until(lambda: self._ready, START_SECONDS)
@@ -179,13 +186,17 @@ class Machine:
     if number not in self._codes:
       self._send({"kill": number})
 
+  def settle(self) -> None:
+    """Says that it is set up: until now its /dev/random and /dev/urandom began alike each time. Raises MachineDied."""
+    self._ask("settle")
+
   def changed(self) -> str:
     """The path of a file that checks are carried out by and that was changed; "" if there is none."""
-    self._count += 1
-    number = self._count
-    self._send({"inspect": number})
-    self._hear_until(lambda: number in self._inspected, START_SECONDS)
-    return self._inspected[number]
+    return self._ask("inspect")
+
+  def abort(self) -> None:
+    """Kills it, while another thread may be using it; it has to be closed nonetheless."""
+    self._process.kill()
 
   def close(self) -> None:
     """Ends it and all that runs in it. A second call does nothing."""
@@ -196,6 +207,14 @@ class Machine:
     self._process.wait()
     if self._process.stderr:
       self._process.stderr.close()
+
+  def _ask(self, what: str) -> str:
+    """What the machine says to a question."""
+    self._count += 1
+    number = self._count
+    self._send({what: number})
+    self._hear_until(lambda: number in self._answers, START_SECONDS)
+    return self._answers.pop(number)
 
   def _send(self, message: Mapping[str, Any], *descriptors: int) -> None:
     self._hear()
@@ -221,8 +240,8 @@ class Machine:
   def _note(self, message: Mapping[str, Any]) -> None:
     if "ended" in message:
       self._codes[message["ended"]] = message["code"]
-    elif "inspected" in message:
-      self._inspected[message["inspected"]] = message["changed"]
+    elif "answered" in message:
+      self._answers[message["answered"]] = message["text"]
     elif "dead" in message:
       self._dead = message["dead"]
       raise MachineDied(self._dead)
@@ -242,8 +261,23 @@ class Machine:
     return said or f"the machine ended with code {self._process.returncode}"
 
 
-def _command(mode: Mode) -> list[str]:
-  further = ["--proc", "/proc", "--dir", STAGE, "--dev-bind", "/dev/full", "/dev/full"]
+@contextlib.contextmanager
+def _namespaces(mode: Mode) -> Iterator[tuple[int, ...]]:
+  """Descriptors of what has to be made before bubblewrap, as long as it takes to start."""
+  if mode != "subordinate":
+    yield ()
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      namespace = stack.enter_context(user_namespace())
+    except OSError as error:
+      raise MachineDied(str(error)) from error
+    yield (namespace,)
+
+
+def _command(mode: Mode, namespaces: Sequence[int]) -> list[str]:
+  further = [word for namespace in namespaces for word in ("--userns", str(namespace))]
+  further += ["--proc", "/proc", "--dir", STAGE, "--dev-bind", "/dev/full", "/dev/full"]
   module = "/package/" + machine_root.__name__.replace(".", "/") + ".py"
   further += ["--ro-bind", str(Path(machine_root.__file__)), module, "--setenv", "PYTHONPATH", "/package"]
   further += [word for file in HOSTS_FILES for word in ("--ro-bind-try", file, file)]
@@ -251,13 +285,18 @@ def _command(mode: Mode) -> list[str]:
 
 
 def _settings(mode: Mode, limits: MachineLimits) -> dict[str, Any]:
-  spare = spare_range(Path("/proc/self/uid_map").read_text()) if mode == "root" else None
-  base, count = spare or (None, 1)
+  base: int | None = None
+  count = 1
+  if mode == "root":
+    base, count = spare_range(Path("/proc/self/uid_map").read_text()) or (None, 1)
+  elif mode == "subordinate":
+    base, count = 1, subordinate_count()
   return {
     "limits": dataclasses.asdict(limits),
     "base": base,
     "count": count,
-    "closed": [] if base else _closed_folders(),
+    "beneath": mode != "root",
+    "closed": [] if mode == "root" else _closed_folders(),
     "beside": 0 if base else 4,  # bubblewrap and the program that makes the machine are the same user
     "seccomp": system_call_filter(platform.machine(), own_system=True).hex(),
     "env": ENVIRONMENT,
@@ -284,9 +323,9 @@ def _closed_folders() -> list[str]:
 
 @functools.cache
 def find_mode() -> tuple[Mode | None, str]:
-  """The first way to make a machine that works here, "root" or "user"; the reason why there is none, else "".
+  """The first way to make a machine that works here; the reason why there is none, else "".
 
-  It makes one, and remembers the result for the life of the process. As an ordinary user, a machine has one user only.
+  It makes one, and remembers the result for the life of the process.
   """
   if shutil.which("bwrap") is None:
     return None, f"bubblewrap is not installed ({INSTALL})"
@@ -309,6 +348,8 @@ def find_mode() -> tuple[Mode | None, str]:
 
 def _possible_modes() -> Iterator[Mode]:
   if os.geteuid() != 0:
+    if subordinate_count():
+      yield "subordinate"
     yield "user"
   elif spare_range(Path("/proc/self/uid_map").read_text()) is not None:
     yield "root"  # and never as the real root itself, whose processes nothing counts

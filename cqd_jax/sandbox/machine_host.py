@@ -7,9 +7,10 @@ of system calls. Its stdin is a socket of packets to the caller (`cqd_jax.sandbo
 
   {"spawn": n, "argv": [...], "env": {...}, "apart": BOOL}   with two descriptors: what it reads, where it writes
   {"kill": n}                                 the program and what descends from it
-  {"inspect": n}                              answered by {"inspected": n, "changed": PATH or ""}
+  {"settle": n}                               from now on, random bytes are random
+  {"inspect": n}                              has a file been changed that checks are carried out by? its path
 
-and to the caller {"ready": true}, {"ended": n, "code": c}, {"dead": WHY}.
+and to the caller {"ready": true}, {"ended": n, "code": c}, {"answered": n, "text": TEXT}, {"dead": WHY}.
 """
 
 # `socket` on top of `_socket` is a hundred enumerations, which take a while.
@@ -42,6 +43,7 @@ from cqd_jax.sandbox.machine_root import (
   MS_PRIVATE,
   MS_REC,
   PIVOT_ROOT,
+  RANDOM,
   ROOT,
   STAGE,
   SYSTEM,
@@ -89,6 +91,8 @@ class Guest:
       os.dup2(reads, 0)
       os.dup2(writes, 1)
       os.dup2(writes, 2)
+      for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and with it what it starts
+        signal.signal(number, signal.SIG_DFL)
       os.nice(5)
       self._limit()
       self._become_root(KEPT_CAPABILITIES | {ONE_MORE} if apart else KEPT_CAPABILITIES)
@@ -188,7 +192,8 @@ class Machine:
   def __init__(self, control: _socket.socket, settings: dict[str, Any]):
     self.control = control
     self.limits: dict[str, int] = settings["limits"]
-    users = Users(settings["base"], settings["count"], self.limits["processes"] + settings["beside"])
+    processes = self.limits["processes"] + settings["beside"]
+    users = Users(settings["base"], settings["count"], processes, beneath=settings["beneath"])
     build_root(settings, users)
     self.links = {name: os.readlink(f"{ROOT}/{name}") for name in SYSTEM if os.path.islink(f"{ROOT}/{name}")}
     self.guest = Guest(settings, users)
@@ -247,8 +252,11 @@ class Machine:
         os.close(descriptor)
     elif "kill" in message:
       self.kill(message["kill"])
+    elif "settle" in message:
+      self.settle()
+      self.say({"answered": message["settle"], "text": ""})
     else:
-      self.say({"inspected": message["inspect"], "changed": self.changed()})
+      self.say({"answered": message["inspect"], "text": self.changed()})
     return True
 
   def spawn(self, message: dict[str, Any], reads: int, writes: int) -> None:
@@ -262,6 +270,18 @@ class Machine:
         os._exit(126)
       self.guest.enter(message["argv"], message["env"], reads, writes, message["apart"])
     self.programs[os.pidfd_open(child)] = (message["spawn"], child)
+
+  def settle(self) -> None:
+    """Takes away what lay over the devices of random bytes."""
+    child = os.fork()
+    if not child:
+      try:
+        self.guest.join()
+        for name in RANDOM:
+          call("umount2", name.encode(), MNT_DETACH)
+      finally:
+        os._exit(0)
+    os.waitpid(child, 0)
 
   def kill(self, number: int) -> None:
     """Kills a program, and what descends from it, as often as it takes: one that forks may be ahead of us."""

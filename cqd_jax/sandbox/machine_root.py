@@ -27,6 +27,9 @@ SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 NO_NODE = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sysrq-trigger", "/proc/kmsg")
 READ_ONLY = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi", "/proc/scsi")
 
+RANDOM = ("/dev/random", "/dev/urandom")
+"""Until a machine is settled, what it finds here begins alike each time."""
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,11 +52,12 @@ class Users:
 
   Attributes:
     descriptor: of the namespace.
-    base: None for an ordinary user's machine, which has a single user: its root is the caller.
+    base: None for a machine that has a single user: its root is the caller.
+    beneath: whether the caller is in a user namespace of its own already, an ordinary user.
   """
 
-  def __init__(self, base: int | None, count: int, processes: int):
-    self.base = base
+  def __init__(self, base: int | None, count: int, processes: int, *, beneath: bool):
+    self.base, self.beneath = base, beneath
     ready, go = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -118,7 +122,7 @@ def _lay_over(name: str, users: Users, closed: list[str]) -> None:
     os.makedirs(folder)
     users.own(folder)
   try:
-    if users.base is None:
+    if users.beneath:
       raise OSError("an ordinary user maps nobody's files")
     _identity_mapped(f"/{name}", lower, users)
   except OSError:
@@ -129,7 +133,7 @@ def _lay_over(name: str, users: Users, closed: list[str]) -> None:
         os.makedirs(f"{STAGE}/upper{path}", exist_ok=True)
         os.setxattr(f"{STAGE}/upper{path}", "user.overlay.opaque", b"y")  # as if there were nothing in it
   options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-  mount("overlay", f"{ROOT}/{name}", "overlay", MS_NODEV, options + (",userxattr" if users.base is None else ""))
+  mount("overlay", f"{ROOT}/{name}", "overlay", MS_NODEV, options + (",userxattr" if users.beneath else ""))
 
 
 def build_root(settings: dict[str, Any], users: Users) -> None:
@@ -153,11 +157,25 @@ def build_root(settings: dict[str, Any], users: Users) -> None:
     with open(f"{ROOT}/dev/{name}", "w"):
       pass
     mount(f"/dev/{name}", f"{ROOT}/dev/{name}", "", MS_BIND)
+  with open(f"{STAGE}/alike", "wb") as file:
+    file.write(_alike())
+  os.chmod(f"{STAGE}/alike", 0o444)
+  for name in RANDOM:
+    mount(f"{STAGE}/alike", f"{ROOT}{name}", "", MS_BIND)
   for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
     os.symlink(f"/proc/self/{target}", f"{ROOT}/dev/{name}")
     users.own(f"{ROOT}/dev/{name}")
   os.chmod(f"{ROOT}/dev/shm", 0o1777)
   mount(ROOT, ROOT, "", MS_BIND | MS_REC)
+
+
+def _alike() -> bytes:
+  """A megabyte of what looks random, by a linear congruential generator; it repeats itself after 16 KiB."""
+  state, words = 2023, []
+  for _ in range(4096):
+    state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+    words.append(state >> 32)
+  return struct.pack("=4096I", *words) * 64
 
 
 def _copy(source: str, target: str) -> None:

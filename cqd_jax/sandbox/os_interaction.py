@@ -5,9 +5,11 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from cqd_jax.sandbox.docker_machine import DockerMachine, why_no_docker
@@ -22,8 +24,9 @@ NAME = "os_interaction"
 VERSION = 1
 """Of the meaning of outcomes: scores of another version are not taken for those of this one."""
 
-LIVE = 48
-"""Machines that may wait for the next command of their dialogue; others are made again."""
+LIVE = 512
+LIVE_BYTES = 24 << 20
+"""Machines that may wait for the next command of their dialogue, and what memory one needs; others are made again."""
 
 COMPILERS = {"c++": "g++", "c": "gcc"}
 COMPILE = 'printf %s "$1" | "$2" -x "$3" -o "$4" -'
@@ -40,8 +43,14 @@ class AnyMachine(Protocol):
   def spawn(self, argv: Sequence[str], *, apart: bool = False) -> Running:
     """Starts a program."""
 
+  def settle(self) -> None:
+    """Says that the machine is set up."""
+
   def changed(self) -> str:
     """The path of a file that checks are carried out by and that was changed."""
+
+  def abort(self) -> None:
+    """Kills it, while another thread may be using it; it has to be closed nonetheless."""
 
   def close(self) -> None:
     """Ends the machine."""
@@ -132,6 +141,7 @@ class Played:
       self._script(language, f"RANDOM={SEED}\n{code}" if language == "bash" else code, ())
     if start:
       self._session.run(start)
+    self.machine.settle()
 
   def say(self, command: str) -> dict[str, Any]:
     """Executes a command; what it printed."""
@@ -179,6 +189,7 @@ class Player:
 
   def __init__(self, make: Callable[[], AnyMachine], limits: MachineLimits, workers: int):
     self._make, self._limits = make, limits
+    self._room = _room()
     self._threads = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix=NAME)
     self._live: dict[str, Played] = {}
     self._open: set[Played] = set()
@@ -187,8 +198,12 @@ class Player:
   def __enter__(self) -> "Player":
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self._threads.shutdown(cancel_futures=True)
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    self._threads.shutdown(wait=False, cancel_futures=True)
+    if kind:  # nobody waits for the commands that still run
+      for played in list(self._open):
+        played.machine.abort()
+    self._threads.shutdown()
     self._live.clear()
     for played in list(self._open):
       self._end(played)
@@ -246,7 +261,7 @@ class Player:
 
   def _keep(self, key: str, played: Played) -> None:
     with self._lock:
-      if key and key not in self._live and len(self._live) < LIVE:
+      if key and key not in self._live and len(self._live) < self._room:
         self._live[key] = played
         return
     self._end(played)
@@ -255,6 +270,13 @@ class Player:
     with self._lock:
       self._open.discard(played)
     played.close()
+
+
+def _room() -> int:
+  """How many machines may be kept: they take a quarter of the memory that is free now."""
+  found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+  free = int(found[1]) << 10 if found else 1 << 30
+  return max(min(free // 4 // LIVE_BYTES, LIVE), 1)
 
 
 def _before(job: Job) -> Sequence[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cqd_jax.sandbox import subordinate
 from cqd_jax.sandbox.machine import Machine, MachineDied, MachineLimits, find_mode
 from cqd_jax.sandbox.shell_session import Session, run_script
 
@@ -256,13 +257,20 @@ def test_a_fresh_machine_has_what_is_expected_of_a_system():
       assert run_script(machine.spawn, ["/bin/bash", "-c", "x" * length], 3.0, 100).code == code
 
 
-@pytest.mark.skipif(MODE != "root", reason="an ordinary user's machine has one user")
+@pytest.mark.skipif(MODE == "user", reason="this user has no subordinate ids: a machine has one user")
 def test_a_machine_has_users():
   with opened() as machine:
     code = "useradd -m ann; su - ann -c 'id -un; cd; pwd; touch mine; cat /etc/shadow'; stat -c %U:%G ~ann/mine"
     assert said(machine, code) == "ann\n/home/ann\ncat: /etc/shadow: Permission denied\nann:ann\n"
-    assert said(machine, "chmod u+s /usr/bin/find; stat -c '%A %U' /usr/bin/find") == "-rwsr-xr-x root\n"
     assert said(machine, "chown 70000 /tmp 2>&1 | grep -c Invalid") == "1\n"
+
+
+@pytest.mark.skipif(MODE != "root", reason="to an ordinary user's machine, the host's files are nobody's")
+def test_the_host_s_files_may_be_changed():
+  with opened() as machine:
+    assert said(machine, "chmod u+s /usr/bin/find; stat -c '%A %U' /usr/bin/find") == "-rwsr-xr-x root\n"
+    assert said(machine, "rm /usr/bin/find; type find").startswith("/bin/bash: line")
+  assert not os.stat("/usr/bin/find").st_mode & 0o4000
 
 
 @pytest.mark.parametrize(
@@ -272,6 +280,18 @@ def test_a_machine_has_users():
 def test_limits_out_of_range_are_named(name, value):
   with pytest.raises(ValueError, match=f"{name}: expected "):
     MachineLimits(**{name: value})
+
+
+def test_subordinate_ids_are_those_of_this_user(tmp_path, monkeypatch):
+  monkeypatch.setattr(subordinate.shutil, "which", lambda name: f"/usr/bin/{name}")
+  assert subordinate.subordinate_ids("uid", tmp_path) is None  # no such file
+  own = os.getuid()
+  (tmp_path / "subuid").write_text(f"other:1:99999\n{own}:100:10\n{own}:200000:65536\n")
+  assert subordinate.subordinate_ids("uid", tmp_path) == (200000, 65536)
+  (tmp_path / "subgid").write_text(f"{own + 1}:100000:65536\n")
+  assert subordinate.subordinate_ids("gid", tmp_path) is None
+  monkeypatch.setattr(subordinate.shutil, "which", lambda name: None)
+  assert subordinate.subordinate_ids("uid", tmp_path) is None
 
 
 @pytest.mark.soak
