@@ -141,6 +141,32 @@ KINDS: Mapping[str, Kind] = {
     {
       name: f"cqd_jax.operators.crossover:{name}_crossover"
       for name in ("linear", "slerp", "split_slerp", "ties", "dare", "line")
+    }
+    | {
+      name: f"cqd_jax.operators.merge_crossovers:{name}_crossover"
+      for name in (
+        "nuslerp",
+        "multislerp",
+        "karcher",
+        "model_stock",
+        "nearswap",
+        "breadcrumbs",
+        "breadcrumbs_ties",
+        "dare_ties",
+        "della",
+        "della_linear",
+        "sce",
+        "magmax",
+        "ram",
+        "ramplus_tl",
+        "consensus_merge",
+        "tsv",
+        "iso_c",
+        "iso_cts",
+        "knots_ties",
+        "knots_dare_ties",
+        "wudi",
+      )
     },
   ),
   "mutation": Kind(

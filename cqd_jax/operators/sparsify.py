@@ -1,25 +1,28 @@
 """Sparsifying a task vector: most of what fine-tuning changed can be left out, by size or at random."""
 
-import math
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable
+from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from cqd_jax.checks import check_float_leaves, check_key
+from cqd_jax.operators.arithmetic import Convention, Granularity, check_choice, map_tensors
 from cqd_jax.operators.frames import needs_frame
+from cqd_jax.operators.order_statistics import count_of, kth_largest, magnitude_ranks
 from cqd_jax.trees import Path, as_arrays, is_stacked, leaf_keys, map_with_path, widen
 from cqd_jax.types import Params, PRNGKey
 
-TrimGranularity: TypeAlias = Literal["kernel", "model"]
+TrimGranularity: TypeAlias = Granularity
 
-MOST_ENTRIES = 2**32 - 1
-"""How many entries can be counted in 32 bits."""
+NO_MAGNITUDE = 1e-7
+"""A sum of magnitudes below this is not restored in mergekit."""
 
 
 @needs_frame("elementwise")
-def trim(task_vector: Params, *, density: float, granularity: TrimGranularity = "kernel") -> Params:
+def trim(task_vector: Params, *, density: ArrayLike, granularity: TrimGranularity = "kernel") -> Params:
   """Keeps the entries of largest magnitude and zeroes the rest.
 
   Of n entries that are ranked together `max(1, floor(density n))` are kept, and with the smallest of them every other
@@ -27,7 +30,7 @@ def trim(task_vector: Params, *, density: float, granularity: TrimGranularity = 
 
   Args:
     task_vector: float leaves `[...]` of one individual; no population axis.
-    density: the share of entries to keep, in (0, 1]; static.
+    density: the share of entries to keep, in (0, 1]; may be traced (then in float32).
     granularity: what is ranked together. "kernel": each leaf, and each layer of each stacked leaf. "model": all that
       the individual has, as TIES has it in the paper.
 
@@ -40,35 +43,59 @@ def trim(task_vector: Params, *, density: float, granularity: TrimGranularity = 
   """
   check_float_leaves(task_vector, "task_vector")
   check_density(density)
-  if granularity not in get_args(TrimGranularity):
-    raise ValueError(f"granularity: expected one of {', '.join(get_args(TrimGranularity))}, got {granularity!r}")
+  check_choice("granularity", granularity, get_args(TrimGranularity))
   task_vector = as_arrays(task_vector)
-  if density == 1.0:
+  if keeps_all(density):
     return task_vector
-  if granularity == "model":
-    wide = jnp.result_type(*jax.tree.leaves(task_vector))
-    ranks = jax.tree.map(lambda leaf: _magnitude_ranks(leaf.astype(wide)), task_vector)
-    cut = _cut(jax.tree.leaves(ranks), _num_kept(jax.tree.leaves(ranks), density))
-    return jax.tree.map(lambda leaf, rank: jnp.where(rank >= cut, leaf, 0), task_vector, ranks)
-
-  def trim_one(leaf: jax.Array) -> jax.Array:
-    kept: jax.Array = _keep_largest(leaf, _num_kept([leaf], density))
-    return kept
-
-  def trim_leaf(path: Path, leaf: jax.Array) -> jax.Array:
-    return (jax.vmap(trim_one) if is_stacked(path) and leaf.ndim else trim_one)(leaf)
-
-  return map_with_path(trim_leaf, task_vector)
+  if granularity == "kernel":
+    return map_tensors(lambda tensor: trim_tensor(tensor, density), task_vector, lead=(0,))
+  wide = jnp.result_type(*jax.tree.leaves(task_vector))
+  ranks = jax.tree.map(lambda leaf: magnitude_ranks(leaf.astype(wide)), task_vector)
+  size = sum(leaf.size for leaf in jax.tree.leaves(ranks))
+  cut = kth_largest(jax.tree.leaves(ranks), jnp.maximum(count_of(density, size), 1))
+  return jax.tree.map(lambda leaf, rank: jnp.where(rank >= cut, leaf, 0), task_vector, ranks)
 
 
 @needs_frame("elementwise")
-def dare(key: PRNGKey, task_vector: Params, *, drop_rate: float) -> Params:
+def trim_tails(
+  task_vector: Params, *, density: ArrayLike, gamma: ArrayLike = 0.01, convention: Convention = "paper"
+) -> Params:
+  """Zeroes the largest entries of each tensor as outliers and the smallest as noise, and keeps those between.
+
+  Of n entries the `floor(gamma n)` largest go, and of the rest the `floor(density n)` largest stay: the mask of Model
+  Breadcrumbs. Entries of the magnitude of the largest or smallest that stays stay too.
+
+  Args:
+    task_vector: float leaves `[...]` of one individual; no population axis.
+    density: the share of entries to keep, in (0, 1]; may be traced.
+    gamma: the share of outliers, in [0, 1); may be traced. The paper has 0.01 or less.
+    convention: "mergekit": where density + gamma is more than 1, fewer outliers go, and none at density 1.
+
+  Returns:
+    Structure, shapes and dtypes of `task_vector`; what is kept is unchanged. NaNs are the largest. Nothing is kept
+    where `floor(density n)` is 0.
+
+  Raises:
+    ValueError: if `task_vector` holds anything but floats, or a setting is out of range.
+
+  Reference: Davari and Belilovsky 2023, arXiv:2312.06795, whose beta is 1 - density - gamma.
+  """
+  check_float_leaves(task_vector, "task_vector")
+  check_density(density)
+  check_share("gamma", gamma)
+  check_choice("convention", convention, get_args(Convention))
+  trimmed = tails_of(density, gamma, convention)
+  return map_tensors(trimmed, as_arrays(task_vector), lead=(0,))
+
+
+@needs_frame("elementwise")
+def dare(key: PRNGKey, task_vector: Params, *, drop_rate: ArrayLike) -> Params:
   """Zeroes random entries and rescales the rest by 1 / (1 - drop_rate), which preserves the expectation.
 
   Args:
     key: typed PRNG key; consumed.
     task_vector: float leaves `[...]` of one individual; no population axis.
-    drop_rate: the probability of zeroing an entry, independent of all others, in [0, 1); static.
+    drop_rate: the probability of zeroing an entry, independent of all others, in [0, 1); may be traced.
 
   Returns:
     Structure, shapes and dtypes of `task_vector`; rescaled in float32. What is zeroed leaves no trace, NaN neither.
@@ -76,67 +103,197 @@ def dare(key: PRNGKey, task_vector: Params, *, drop_rate: float) -> Params:
   Raises:
     ValueError: if `task_vector` holds anything but floats, or `drop_rate` is out of range.
 
-  Reference: Yu et al. 2024, arXiv:2311.03099. mergekit rescales by what keeps the sum of magnitudes.
+  Reference: Yu et al. 2024, arXiv:2311.03099. mergekit rescales by what keeps the sum of magnitudes (`dare_linear`).
   """
   check_key(key)
   check_float_leaves(task_vector, "task_vector")
   check_drop_rate(drop_rate)
   task_vector = as_arrays(task_vector)
-  kept_share = 1.0 - drop_rate
 
   def drop(leaf: jax.Array, subkey: PRNGKey) -> jax.Array:
-    kept = jax.random.bernoulli(subkey, kept_share, leaf.shape)
-    return jnp.where(kept, widen(leaf) / kept_share, 0.0).astype(leaf.dtype)
+    return drop_tensor(subkey, leaf, 1.0 - drop_rate).astype(leaf.dtype)
 
   return jax.tree.map(drop, task_vector, leaf_keys(key, task_vector))
 
 
-def check_density(density: float) -> None:
-  """Raises unless a share of entries to keep is in (0, 1]."""
-  if not 0.0 < density <= 1.0:
+@needs_frame("elementwise")
+def magprune(
+  key: PRNGKey,
+  task_vector: Params,
+  *,
+  density: ArrayLike,
+  epsilon: ArrayLike = 0.15,
+  axis: int = -1,
+  convention: Convention = "paper",
+) -> Params:
+  """Zeroes random entries, small ones rather than large ones, and rescales each of the rest by its own probability.
+
+  Within each row of a tensor the entries are ranked by magnitude, and kept with a probability that
+  rises from the smallest to the largest. What is kept is divided by it, which preserves the expectation.
+
+  Args:
+    key: typed PRNG key; consumed.
+    task_vector: float leaves `[...]` of one individual; no population axis.
+    density: the probability in the middle; may be traced.
+    epsilon: how much the probabilities differ; may be traced. All of them are in (0, 1]: where the window does not fit,
+      it is refused.
+    axis: along which a row of a tensor lies; static. The paper has the weights of one output: the last axis of matrices
+      [out, in], and -2 of the kernels of Flax. A tensor of fewer axes is one row.
+    convention: "paper": r entries of n being smaller, it is density + epsilon (r + 1 - n / 2) / n: epsilon is the
+      window's whole width. "mergekit": density + epsilon (2 r / (n - 1) - 1), epsilon half of it; what is kept is
+      rescaled to the tensor's sum of magnitudes; density 1 keeps all; and a tensor of more than two axes has its rows
+      along axis 1.
+
+  Returns:
+    Structure, shapes and dtypes of `task_vector`; rescaled in float32. Of equal magnitudes the first is the smaller. A
+    NaN is the largest. A row of one entry is kept with probability `density`.
+
+  Raises:
+    ValueError: if `task_vector` holds anything but floats, or a setting is out of range.
+
+  Reference: Deep et al. 2024, arXiv:2406.11617 (MagPrune of DELLA).
+  """
+  check_key(key)
+  check_float_leaves(task_vector, "task_vector")
+  check_choice("convention", convention, get_args(Convention))
+  check_window(density, epsilon, convention)
+  prune = pruned_by(density, epsilon, axis, convention)
+  rescale = convention == "mergekit"
+
+  def prune_tensor(tensor: jax.Array, subkey: PRNGKey) -> jax.Array:
+    pruned = prune(subkey, tensor)
+    return (restored(pruned, tensor) if rescale else pruned).astype(tensor.dtype)
+
+  task_vector = as_arrays(task_vector)
+  return map_tensors(prune_tensor, task_vector, tensor_keys(key, task_vector), lead=(0,))
+
+
+def trim_tensor(tensor: jax.Array, density: ArrayLike) -> jax.Array:
+  """`trim` of one tensor."""
+  kept: jax.Array = _keep_largest(tensor, jnp.maximum(count_of(density, tensor.size), 1))
+  return kept
+
+
+def tails_of(density: ArrayLike, gamma: ArrayLike, convention: Convention) -> Callable[[jax.Array], jax.Array]:
+  """`trim_tails` of one tensor."""
+
+  def trimmed(tensor: jax.Array) -> jax.Array:
+    size = tensor.size
+    top, kept = (jnp.asarray(count_of(share, size)) for share in (gamma, density))
+    if convention == "mergekit":
+      top = jnp.minimum(top, size - kept)
+    between: jax.Array = _keep_between(tensor, top, jnp.minimum(kept, size - top))
+    return between
+
+  return trimmed
+
+
+def drop_tensor(key: PRNGKey, tensor: jax.Array, kept_share: ArrayLike, *, rescale: bool = True) -> jax.Array:
+  """A tensor in float32 whose entries are kept with a probability, and then divided by it unless told not to."""
+  kept = draws(key, tensor.shape) < kept_share
+  return jnp.where(kept, widen(tensor) / kept_share if rescale else widen(tensor), 0.0)
+
+
+def pruned_by(
+  density: ArrayLike, epsilon: ArrayLike, axis: int, convention: Convention, *, rescale: bool = True
+) -> Callable[[PRNGKey, jax.Array], jax.Array]:
+  """`magprune` of one tensor in float32; with "mergekit" not rescaled."""
+
+  def prune(key: PRNGKey, tensor: jax.Array) -> jax.Array:
+    wide = widen(tensor)
+    rows = jnp.atleast_1d(tensor)
+    along = 1 if convention == "mergekit" and rows.ndim > 2 else axis if -rows.ndim <= axis < rows.ndim else -1
+    length = rows.shape[along]
+    ranks = _rank_in_row(rows, along).reshape(tensor.shape)
+    if convention == "mergekit":
+      keep = density + epsilon * (2.0 * ranks / (length - 1) - 1.0) if length > 1 else density
+      keep = 1.0 if keeps_all(density) else keep
+    else:
+      keep = density + epsilon * ((ranks + 1.0) / length - 0.5) if length > 1 else density
+    keep = jnp.broadcast_to(jnp.asarray(keep, jnp.float32), tensor.shape)
+    kept = draws(key, tensor.shape) < keep
+    by_probability = rescale and convention == "paper"
+    return jnp.where(kept, wide / keep if by_probability else wide, 0.0)
+
+  return prune
+
+
+def draws(key: PRNGKey, shape: tuple[int, ...]) -> jax.Array:
+  """Independent uniform numbers in [0, 1)."""
+  return jax.random.uniform(key, shape, jnp.float32)
+
+
+def restored(sparse: jax.Array, tensor: jax.Array) -> jax.Array:
+  """A sparsified tensor, in float32, times what gives it the sum of magnitudes of the tensor that it comes from."""
+  left, whole = (jnp.sum(jnp.abs(widen(each))) for each in (sparse, tensor))
+  lost = (left < NO_MAGNITUDE) | (whole < NO_MAGNITUDE)
+  return widen(sparse) * jnp.where(lost, 1.0, whole / jnp.where(lost, 1.0, left))
+
+
+def tensor_keys(key: PRNGKey, task_vector: Params) -> Params:
+  """A subkey for each leaf, `[L]` of them for a leaf that is a stack of L layers; `key` is consumed."""
+
+  def of_leaf(path: Path, leaf: jax.Array, subkey: PRNGKey) -> jax.Array:
+    return jax.random.split(subkey, leaf.shape[0]) if is_stacked(path) and leaf.ndim else subkey
+
+  return map_with_path(of_leaf, task_vector, leaf_keys(key, task_vector))
+
+
+def check_share(name: str, value: ArrayLike) -> None:
+  """Raises unless a share is in [0, 1), as far as it is known."""
+  if (known := _known(value)) is not None and not 0.0 <= known < 1.0:
+    raise ValueError(f"{name}: expected a share in [0, 1), got {value}")
+
+
+def check_density(density: ArrayLike) -> None:
+  """Raises unless a share of entries to keep is in (0, 1], as far as it is known."""
+  if (known := _known(density)) is not None and not 0.0 < known <= 1.0:
     raise ValueError(f"density: expected a share in (0, 1], got {density}")
 
 
-def check_drop_rate(drop_rate: float) -> None:
-  """Raises unless a probability of zeroing is in [0, 1)."""
-  if not 0.0 <= drop_rate < 1.0:
+def check_drop_rate(drop_rate: ArrayLike) -> None:
+  """Raises unless a probability of zeroing is in [0, 1), as far as it is known."""
+  if (known := _known(drop_rate)) is not None and not 0.0 <= known < 1.0:
     raise ValueError(f"drop_rate: expected a probability in [0, 1), got {drop_rate}")
 
 
-def _magnitude_ranks(leaf: jax.Array) -> jax.Array:
-  """Unsigned integers in the order of the magnitudes of floats, equal where these are: their bits but for the sign."""
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[leaf.dtype.itemsize]
-  bits = jax.lax.bitcast_convert_type(leaf, unsigned)
-  return bits & jnp.array(jnp.iinfo(unsigned).max >> 1, unsigned)
+def check_window(density: ArrayLike, epsilon: ArrayLike, convention: Convention) -> None:
+  """Raises unless all probabilities of `magprune` are in (0, 1], as far as they are known."""
+  check_density(density)
+  middle, width = _known(density), _known(epsilon)
+  if width is not None and not 0.0 <= width <= 1.0:
+    raise ValueError(f"epsilon: expected a number in [0, 1], got {epsilon}")
+  if middle is None or width is None or (convention == "mergekit" and middle == 1.0):
+    return
+  half = width if convention == "mergekit" else width / 2
+  if middle - half <= 0.0 or middle + half > 1.0:
+    raise ValueError(f"epsilon: expected all probabilities in (0, 1], got {middle - half:.4g} to {middle + half:.4g}")
 
 
-def _num_kept(parts: list[jax.Array], density: float) -> np.uint32:
-  """How many entries are kept of all in the list together."""
-  size = sum(math.prod(part.shape) for part in parts)
-  if size > MOST_ENTRIES:
-    raise ValueError(f"task_vector: expected at most {MOST_ENTRIES} entries to be ranked together, got {size}")
-  return np.uint32(max(1, math.floor(density * size)))
+def keeps_all(density: ArrayLike) -> bool:
+  """Whether a density is known to be 1."""
+  return _known(density) == 1.0
+
+
+def _known(value: ArrayLike) -> float | None:
+  return None if isinstance(value, jax.core.Tracer) else float(np.asarray(value).item())
+
+
+def _rank_in_row(tensor: jax.Array, axis: int) -> jax.Array:
+  """How many entries of its row are smaller in magnitude than each; the first of equal ones is the smaller."""
+  order = jnp.argsort(magnitude_ranks(tensor), axis=axis)
+  return jnp.argsort(order, axis=axis)
 
 
 @jax.jit
-def _keep_largest(leaf: jax.Array, keep: Any) -> jax.Array:
-  ranks = _magnitude_ranks(leaf)
-  return jnp.where(ranks >= _cut([ranks], keep), leaf, 0)
+def _keep_largest(tensor: jax.Array, keep: Any) -> jax.Array:
+  ranks = magnitude_ranks(tensor)
+  return jnp.where(ranks >= kth_largest([ranks], keep), tensor, 0)
 
 
 @jax.jit
-def _cut(ranks: list[jax.Array], keep: Any) -> jax.Array:
-  """The smallest rank that is kept where `keep` entries are, of all in the list together.
-
-  It is built bit by bit from the highest: a bit is set if enough ranks remain at or above. So the entries are counted
-  once a bit, and never sorted.
-  """
-  dtype = ranks[0].dtype
-  num_bits = 8 * dtype.itemsize - 1  # without that of the sign
-
-  def set_bit(index: jax.Array, cut: jax.Array) -> jax.Array:
-    higher = cut | (jnp.ones((), dtype) << (num_bits - 1 - index).astype(dtype))
-    count = sum(jnp.sum(part >= higher, dtype=jnp.uint32) for part in ranks)
-    return jnp.where(count >= keep, higher, cut)
-
-  return jax.lax.fori_loop(0, num_bits, set_bit, jnp.zeros((), dtype))
+def _keep_between(tensor: jax.Array, top: Any, keep: Any) -> jax.Array:
+  ranks = magnitude_ranks(tensor)
+  highest = kth_largest([ranks], top + 1)
+  lowest = kth_largest([ranks], top + keep)
+  return jnp.where((ranks <= highest) & (ranks >= lowest) & (keep > 0), tensor, 0)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 import yaml
 
+from cqd_jax import operators
 from cqd_jax.cli.main import main
-from cqd_jax.config.plugs import Plug, resolve
+from cqd_jax.config.plugs import KINDS, Plug, resolve
 from cqd_jax.config.settings import parse_settings
 from cqd_jax.genotypes.space import Candidates, dense_space
 from cqd_jax.run import run
@@ -19,7 +20,7 @@ from cqd_jax.run.text_run import tasks_of
 from cqd_jax.sandbox.sandbox import Sandbox, probe
 from cqd_jax.tasks import Message, Outcome, Request, TextProblem, TracedProblem, grade
 
-PAGES = ("script", "task", "operator", "method", "engine", "benchmarks", "distill", "os_interaction")
+PAGES = ("script", "task", "operator", "method", "engine", "merging", "benchmarks", "distill", "os_interaction")
 
 
 def blocks(pytestconfig, page, kind):
@@ -146,6 +147,27 @@ def test_an_operator(as_module):
   values = [float(leaf[0]) for leaf in jax.tree.leaves(child)]
   assert set(values) <= {1.0, 2.0}
   assert float(note["from_first"]) == values.count(1.0) / 2
+
+
+def test_a_merge(pytestconfig):
+  (example,) = blocks(pytestconfig, "merging", "python")
+  (named,) = blocks(pytestconfig, "merging", "yaml")
+  found = {}
+  exec(compile(example, "merging.md", "exec"), found)
+  # All entries are equal, so none is trimmed: the weighted mean of 1 and 2, times 0.9.
+  assert {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(found["model"])} == {pytest.approx(1.5)}
+  assert found["model"]["kernel"].shape == (6, 4)
+  crossover = resolve("crossover", Plug.parse(yaml.safe_load(named)["evolution"]["crossover"]), "crossover")
+  assert crossover.keywords == {"density": 0.8, "gamma": 0.02, "std": 0.1}
+
+
+def test_the_table_of_merges_names_every_operator_with_its_frame(pytestconfig):
+  text = (pytestconfig.rootpath / "docs" / "merging.md").read_text(encoding="utf-8")
+  rows = [row.split("|")[1:-1] for row in text.splitlines() if row.startswith("| `")]
+  table = {name: row[1].strip() for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+  assert {name: operators.frame_of(getattr(operators, name)) for name in table} == table
+  crossovers = set(KINDS["crossover"].table) - {"split_slerp", "line", "dare"}
+  assert crossovers <= set(table)
 
 
 @pytest.mark.usefixtures("qdax_ranks")

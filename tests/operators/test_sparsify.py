@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cqd_jax.operators import dare, frame_of, trim
+from cqd_jax.operators import dare, frame_of, magprune, sparsify, trim, trim_tails
 
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 TENSORS = {"layers": 1, "blocks_1": 0, "head": 0}
@@ -212,3 +212,33 @@ def test_more_entries_than_can_be_counted_are_refused():
   huge = {"w": jax.ShapeDtypeStruct((2**16, 2**16), jnp.bfloat16)}
   with pytest.raises(ValueError, match="expected at most 4294967295 entries to be ranked together, got 4294967296"):
     jax.eval_shape(functools.partial(trim, density=0.5), huge)
+
+
+@pytest.mark.parametrize(
+  ("density", "gamma", "convention", "kept"),
+  [
+    (0.4, 0.2, "paper", [0, 0, 8, 7, 6, 5, 0, 0, 0, 0]),
+    (0.4, 0.0, "paper", [10, -9, 8, 7, 0, 0, 0, 0, 0, 0]),
+    (0.9, 0.2, "paper", [0, 0, 8, 7, 6, 5, -4, 3, 2, 1]),  # as many as there are below the outliers
+    (0.9, 0.2, "mergekit", [0, -9, 8, 7, 6, 5, -4, 3, 2, 1]),  # one outlier less
+    (1.0, 0.2, "paper", [0, 0, 8, 7, 6, 5, -4, 3, 2, 1]),
+    (1.0, 0.2, "mergekit", [10, -9, 8, 7, 6, 5, -4, 3, 2, 1]),
+    (0.05, 0.2, "paper", [0] * 10),
+  ],
+)
+def test_both_tails_are_trimmed(density, gamma, convention, kept):
+  entries = jnp.array([10, -9, 8, 7, 6, 5, -4, 3, 2, 1], jnp.bfloat16)
+  result = trim_tails({"w": entries}, density=density, gamma=gamma, convention=convention)["w"]
+  np.testing.assert_array_equal(result, np.array(kept, jnp.bfloat16))
+
+
+def test_large_entries_are_pruned_less_often_and_none_more_than_it_should(monkeypatch):
+  entries = jnp.array([[3.0, -1.0, 2.0, 4.0]])
+  probabilities = np.array([[0.55, 0.45, 0.5, 0.6]])  # 0.5 + 0.2 ((r + 1) / 4 - 1 / 2) by ranks 2, 0, 1, 3
+  for near, kept in ((1e-4, False), (-1e-4, True)):
+    drawn = jnp.asarray(probabilities + near, jnp.float32)
+    monkeypatch.setattr(sparsify, "draws", lambda key, shape, drawn=drawn: drawn.reshape(shape))
+    result = magprune(jax.random.key(0), {"w": entries}, density=0.5, epsilon=0.2)["w"]
+    np.testing.assert_allclose(result, kept * entries / probabilities, rtol=1e-6)
+  columns = magprune(jax.random.key(0), {"w": entries.T}, density=0.5, epsilon=0.2, axis=0)["w"]
+  np.testing.assert_allclose(columns, entries.T / probabilities.T, rtol=1e-6)

@@ -3,6 +3,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import merge_oracles as oracle
 import numpy as np
 import pytest
 
@@ -169,3 +170,17 @@ def test_slerp_of_cores_is_the_core_of_slerp():
 def test_arguments_that_do_not_fit_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     slerp(**({"first": {"w": jnp.ones(3)}, "second": {"w": jnp.ones(3)}, "t": 0.5} | changes))
+
+
+def test_mergekit_has_an_angle_for_each_tensor_and_a_line_between_near_ones(make_tree, to_float64):
+  first, second = make_tree(20), make_tree(21)
+  near = jax.tree.map(lambda one, other: one + 1e-2 * other, first, second)
+  merge = jax.jit(functools.partial(slerp, t=0.3, granularity="kernel", convention="mergekit"))
+
+  def on_arc(pair):
+    return oracle.on_arc(*pair, 0.3, zero_cosine=0.0, straight=1 - 5e-4)
+
+  for other in (second, near, jax.tree.map(jnp.zeros_like, second)):
+    pairs = jax.tree.map(lambda *leaves: np.stack(leaves), to_float64(first), to_float64(other))
+    expected = oracle.over_tensors(on_arc, pairs)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-6), merge(first, other), expected)
