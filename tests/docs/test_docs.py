@@ -20,7 +20,11 @@ from cqd_jax.run.text_run import tasks_of
 from cqd_jax.sandbox.sandbox import Sandbox, probe
 from cqd_jax.tasks import Message, Outcome, Request, TextProblem, TracedProblem, grade
 
-PAGES = ("script", "task", "operator", "method", "engine", "merging", "benchmarks", "distill", "os_interaction")
+PAGES = (
+  *("script", "task", "operator", "method", "engine"),
+  *("benchmarks", "os_interaction", "lm_eval"),
+  *("merging", "distill"),
+)
 
 
 def blocks(pytestconfig, page, kind):
@@ -155,7 +159,7 @@ def test_a_merge(pytestconfig):
   found = {}
   exec(compile(example, "merging.md", "exec"), found)
   # All entries are equal, so none is trimmed: the weighted mean of 1 and 2, times 0.9.
-  assert {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(found["model"])} == {pytest.approx(1.5)}
+  assert [float(leaf.ravel()[0]) for leaf in jax.tree.leaves(found["model"])] == pytest.approx([1.5, 1.5])
   assert found["model"]["kernel"].shape == (6, 4)
   crossover = resolve("crossover", Plug.parse(yaml.safe_load(named)["evolution"]["crossover"]), "crossover")
   assert crossover.keywords == {"density": 0.8, "gamma": 0.02, "std": 0.1}
