@@ -215,6 +215,11 @@ class OneTurn:
     """The task's job for the one answer."""
     return self.task.job(example, answers[0])
 
+  def action(self, example: Example, answers: Sequence[str]) -> str:
+    """What of the answer is executed, where the task has an `action(example, answer)` that says so."""
+    said = getattr(self.task, "action", None)
+    return said(example, answers[0]) if said else ""
+
   def reply(self, example: Example, answers: Sequence[str], outcome: Outcome) -> float:
     """1 for a right answer, else 0."""
     del answers

@@ -96,12 +96,16 @@ class Mbpp:
   def _example(self, question: Question) -> Example:
     return Example(self._form.prompt(question), self._form.gold(question), dataclasses.asdict(question))
 
+  def action(self, example: Example, answer: str) -> str:
+    """The code that is found in an answer, for a person who reads it."""
+    return self.extract(answer, example.expected["functions"])
+
   def job(self, example: Example, answer: str) -> Job:
     """The code of the answer, and what to evaluate beside it; nothing of what is expected."""
     asked = example.expected
     payload = {
       "before": asked["before"],
-      "code": self.extract(answer, asked["functions"]),
+      "code": self.action(example, answer),
       "after": asked["after"],
       "checks": [[check.statements, list(check.expressions)] for check in self._checks(example)],
     }

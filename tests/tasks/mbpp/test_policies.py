@@ -70,5 +70,7 @@ def test_each_policy_gets_its_score(tmp_path, prompt):
   with SandboxOnDemand([task.harness], workers=2, limits=Limits(wall_seconds=10.0)) as execute:
     problem = TextProblem([task], Policies(gold), execute, max_new_tokens=8)
     scored = problem.score("test", space.experts, space).with_scores()
+    (by_task,) = problem.play("test", space.experts[1:2], space)
+  assert ("executed", "def f(x): return x + 3") in by_task[0][0].transcript(0, 0).turns  # of gold in prose
   assert scored.scores[:, 0].tolist() == list(SCORES.values())
   assert [len(own) for own in scored.verified] == [round(6 * score) for score in SCORES.values()]

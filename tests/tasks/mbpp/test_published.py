@@ -3,6 +3,7 @@
 import ast
 import json
 import random
+import warnings
 
 import pytest
 
@@ -87,7 +88,9 @@ def test_the_sanitized_form_of_the_same_problems(data, sandbox, task, tmp_path):
 
 def changed(code, source):
   """A solution with one operator or number changed; None where there is nothing to change."""
-  tree = ast.parse(code)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of odd escapes
+    tree = ast.parse(code)
   swaps = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Eq: ast.NotEq, ast.Lt: ast.GtE, ast.Gt: ast.LtE}
   places = [
     node
