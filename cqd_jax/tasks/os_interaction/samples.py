@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cqd_jax.tasks.splits import SPLITS, divide_by_seed
 from cqd_jax.tasks.task import Split
 
 LANGUAGES = ("bash", "python", "c++", "c")
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Script(NamedTuple):
@@ -185,29 +184,17 @@ def _match(value: Any) -> Match:
   return Match(answer, regex or "", strip=bool(value.get("strip", False)))
 
 
-def share_out(samples: Sequence[Sample], sizes: Mapping[Split, int], seed: int) -> dict[Split, tuple[Sample, ...]]:
+def share_out(
+  samples: Sequence[Sample], sizes: Mapping[Split, int], seed: int, source: str
+) -> dict[Split, list[Sample]]:
   """The samples of each split, drawn by `seed`; no two splits share a sample, or two that ask the same of the same.
 
-  Where there are fewer than asked for, each split gets its part of what is asked for, rounded down, but at least one.
-
   Raises:
-    ValueError: naming the split that would be empty though it was asked for.
+    ValueError: as of `divide_by_seed`.
   """
-  drawn = sorted(samples, key=lambda sample: sample.name)
-  random.Random(f"os_interaction {seed}").shuffle(drawn)
   alike: dict[tuple[Any, ...], list[Sample]] = {}
-  for sample in drawn:
+  for sample in samples:
     alike.setdefault((sample.description, sample.init, sample.start), []).append(sample)
-  waiting = list(alike.values())
   asked = {split: sizes.get(split, 0) for split in SPLITS}
-  part = min(1.0, len(drawn) / max(sum(asked.values()), 1))
-  shared: dict[Split, tuple[Sample, ...]] = {}
-  for split, size in asked.items():
-    taken: list[Sample] = []
-    room = max(int(size * part), min(size, 1))
-    while waiting and len(taken) < room:
-      taken += waiting.pop(0)
-    if size and not taken:
-      raise ValueError(f"{split}: expected at least one sample, but {len(samples)} samples are used up before it")
-    shared[split] = tuple(taken[:room])
-  return shared
+  divided = divide_by_seed(list(alike.values()), asked, seed, source)
+  return {split: [sample for each in own for sample in each][: asked[split]] for split, own in divided.items()}
