@@ -196,6 +196,7 @@ class Machine:
     users = Users(settings["base"], settings["count"], processes, beneath=settings["beneath"])
     build_root(settings, users)
     self.links = {name: os.readlink(f"{ROOT}/{name}") for name in SYSTEM if os.path.islink(f"{ROOT}/{name}")}
+    self.libraries = self.list_of_libraries()
     self.guest = Guest(settings, users)
     self.first, self.keeps = start_first(self.guest, settings["env"])
     self.programs: dict[int, tuple[int, int]] = {}  # by their descriptors: the caller's number, the process
@@ -296,6 +297,13 @@ class Machine:
       if family == roots:
         break
 
+  def list_of_libraries(self) -> tuple[int, ...]:
+    """What shows that where programs find their libraries was changed: no owner can set back this time."""
+    with contextlib.suppress(OSError):
+      found = os.lstat(f"{ROOT}/etc/ld.so.cache")
+      return found.st_ino, found.st_ctime_ns
+    return ()
+
   def changed(self) -> str:
     """The first file that a check is carried out by and that is not the host's any more."""
     for name, target in self.links.items():
@@ -303,6 +311,8 @@ class Machine:
         return f"/{name}"
     if os.path.lexists(f"{ROOT}/etc/ld.so.preload"):
       return "/etc/ld.so.preload"
+    if self.list_of_libraries() != self.libraries:
+      return "/etc/ld.so.cache"
     for below, path in ((f"{STAGE}/upper/", f"{STAGE}/upper"), (f"{STAGE}/", f"{STAGE}/local")):
       for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if name != "__pycache__"]

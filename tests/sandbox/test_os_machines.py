@@ -69,6 +69,7 @@ REPLACE = "{}; printf '#!/bin/sh\\nexit 0\\n' >/tmp/yes; chmod +x /tmp/yes; cp -
 CHEATS = {
   "python": REPLACE.format("true", "/usr/bin/python3.11 && cp --remove-destination /tmp/yes /usr/bin/python3"),
   "bash": REPLACE.format("cp /bin/bash /usr/bin/b", "/bin/bash"),
+  "where libraries are": "cp /etc/ld.so.cache /x && cat /x >/etc/ld.so.cache",
   "a library": "echo /lib/x.so >/etc/ld.so.preload",
   "a module": "for d in /usr/lib/python3*; do echo 'import os; os._exit(0)' >$d/sitecustomize.py; done",
 }
