@@ -3,23 +3,24 @@
 # make soak         the longest of its tests: more kills, more fuzzing; more yet with CQD_LONG=1 and CQD_KILLS=100
 # make lint         ruff and mypy
 #
-# What pip cannot install (bubblewrap, and a browser for the tests) is installed with apt where that needs no password.
+# What pip cannot install (bubblewrap; a browser and a database for the tests) is installed with apt where that needs no
+# password.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Tests of one file share what takes long to make.
 SPREAD := --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test soak lint sandbox browser
+.PHONY: quickstart test soak lint sandbox programs
 .DEFAULT_GOAL := quickstart
 
 quickstart: sandbox $(VENV)/installed
 	$(BIN)/cqd evolve experiments/skills.yaml
 
-test: browser $(VENV)/installed-test
+test: programs $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses auto $(SPREAD) --durations 10
 
-soak: browser $(VENV)/installed-test
+soak: programs $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses auto $(SPREAD) --durations 10 -m soak
 
 lint: $(VENV)/installed-test
@@ -32,8 +33,9 @@ sandbox:
 	  echo "Models' answers are executed in a sandbox that needs bubblewrap" >&2; exit 1; }
 
 # Tests of what is not there are skipped, with the reason.
-browser:
+programs:
 	@sh .ci/packages bwrap=bubblewrap chromium=chromium chromedriver=chromium-driver || true
+	@PATH="$$PATH:/usr/sbin" sh .ci/packages mariadbd=mariadb-server-core my_print_defaults=mariadb-client-core || true
 
 # Where python3 comes without ensurepip (Debian without python3-venv), virtualenv makes the environment instead.
 $(BIN)/python:

@@ -98,6 +98,7 @@ KINDS: Mapping[str, Kind] = {
     {
       "coding": "cqd_jax.tasks.skills:coding",
       "database": "cqd_jax.tasks.skills:database",
+      "dbbench": "cqd_jax.sandbox.dbbench:dbbench",
       "os": "cqd_jax.tasks.skills:shell",
       "mbpp": "cqd_jax.tasks.mbpp:mbpp",
       "jsonl": "cqd_jax.tasks.jsonl:jsonl",

@@ -19,10 +19,11 @@ from cqd_jax.run import run
 from cqd_jax.run.text_run import tasks_of
 from cqd_jax.sandbox.sandbox import Sandbox, probe
 from cqd_jax.tasks import Message, Outcome, Request, TextProblem, TracedProblem, grade
+from cqd_jax.tasks.dbbench import gold_turns
 
 PAGES = (
   *("script", "task", "operator", "method", "engine"),
-  *("benchmarks", "os_interaction", "lm_eval"),
+  *("benchmarks", "dbbench", "os_interaction", "lm_eval"),
   *("merging", "distill"),
 )
 
@@ -139,6 +140,24 @@ def test_benchmarks_of_others_are_named_by_settings_that_there_are(pytestconfig)
   (named,) = blocks(pytestconfig, "lm_eval", "yaml")
   settings = parse_settings(yaml.safe_load(named), "lm_eval.md")
   assert [resolve("tasks", plug, "tasks").keywords["task"] for plug in settings.tasks.names] == ["gsm8k", "mine"]
+
+
+def test_a_published_benchmark(pytestconfig, tmp_path, monkeypatch):
+  (sample,) = blocks(pytestconfig, "dbbench", "json")
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "standard.jsonl").write_text(sample * 3)
+  (named,) = blocks(pytestconfig, "dbbench", "yaml")
+  settings = parse_settings({**yaml.safe_load(named), "seed": 1}, "dbbench.md")
+  (task,) = tasks_of(settings)
+  assert [len(task.examples(split)) for split in ("train", "validation", "test")] == [0, 1, 2]
+  example = task.examples("test")[0]
+  turns = gold_turns(example)
+  assert task.reply(example, turns[:1], Outcome("ok", {"observation": "[]"})) == Message("user", "[]")
+  if probe() is not None:
+    pytest.skip(f"nothing isolates answers here: {probe()}")
+  with Sandbox([task.harness], workers=1) as sandbox:
+    (outcome,) = sandbox.run([task.job(example, turns)])
+  assert task.reply(example, turns, outcome) == 1.0
 
 
 def test_an_operator(as_module):
