@@ -19,6 +19,7 @@ from rich.console import Console
 
 import cqd_jax
 from cqd_jax.cli.grade_command import add_grade
+from cqd_jax.cli.merge_command import add_merge
 from cqd_jax.cli.origin import own_origin
 from cqd_jax.cli.plug_options import split_plug_options, with_plug_options
 from cqd_jax.config.settings import ConfigError, ExperimentSettings, load_settings, setting_names
@@ -34,6 +35,7 @@ from three experts to a report:
 
 your own models, in folders of Hugging Face (whole models or LoRA adapters):
   cqd inspect BASE EXPERT EXPERT EXPERT                  do they fit, how do they differ, what rank holds them
+  cqd merge RECIPE.yml OUT                               merge them by a recipe in mergekit's YAML
   cqd evolve experiments/llama3_agentbench.yaml --dry-run   files, shapes, memory and work, before anything is read
 
 answers that were made anywhere, graded as those of its own models are:
@@ -170,6 +172,7 @@ def _make_parser() -> argparse.ArgumentParser:
   inspect.add_argument("--figure", type=Path, help="draw energy by rank into this file (png, svg, pdf)")
   inspect.add_argument("--max-rank", type=int, default=64, help="measure energy up to this rank (default: 64)")
   inspect.set_defaults(run=_inspect)
+  add_merge(commands, make_console)
   commands.add_parser("train", help="only train the base and the experts, into the cache", add_help=False)
 
   def add(name: str, run: Callable[[argparse.Namespace], None], text: str, epilog: str) -> argparse.ArgumentParser:

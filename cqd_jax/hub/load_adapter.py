@@ -145,14 +145,25 @@ def open_adapter(folder: Path, wanted: Mapping[TreePath, Placement], *, tied: bo
     DamagedWeights: naming file and tensor: missing, one too many, of another shape, a pickle.
     ValueError: naming the setting that cannot be.
   """
+  shapes = {name: placement.tensor_shape for placement in wanted.values() for name in placement.names}
+  return open_adapter_of(folder, shapes, tied=tied)
+
+
+def open_adapter_of(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> AdapterFolder:
+  """As `open_adapter`, of a base model of which no more is known than its tensors.
+
+  Args:
+    folder: of the adapter.
+    shapes: of the base model's tensors by name.
+    tied: whether the base model's head is its embedding.
+  """
   source = folder / ADAPTER_CONFIG
   content = read_json(source)
   if not isinstance(content, dict):
     raise ValueError(f"{source}: expected settings by name, got {type(content).__name__}")
   _refuse_features(content, source)
-  shapes = {name: placement.tensor_shape for placement in wanted.values() for name in placement.names}
-  if tied:
-    shapes["lm_head.weight"] = shapes[f"{EMBEDDING}.weight"]
+  if tied and f"{EMBEDDING}.weight" in shapes:
+    shapes = {**shapes, "lm_head.weight": shapes[f"{EMBEDDING}.weight"]}
   pairs, replaced = _sort(find_tensors(folder, "adapter_model"), shapes)
   modules = {name: _module(name, pair, shapes, content, folder) for name, pair in pairs.items()}
   if not modules and not replaced:

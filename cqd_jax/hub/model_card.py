@@ -68,18 +68,7 @@ def model_card(
     adapter: whether it is a PEFT adapter.
   """
   parents = [base, *experts.values()]
-  licenses = sorted({parent.license for parent in parents if parent.license})
-  # The hub takes only names of its own.
-  named = [parent.repository for parent in ([base] if adapter else parents) if parent.repository]
-  relation = {"base_model": named, "base_model_relation": "adapter" if adapter else "merge"} if named else {}
-  front: dict[str, Any] = {
-    **relation,
-    "library_name": "peft" if adapter else "transformers",
-    "pipeline_tag": "text-generation",
-    "tags": ["merge", "cqd_jax", *(["lora"] if adapter else [])],
-  }
-  if len(licenses) == 1 and all(parent.license for parent in parents):
-    front["license"] = licenses[0]
+  front = _front_matter(parents, [base] if adapter else parents, adapter=adapter)
   lines = ["---", write_yaml(front).strip(), "---", ""]
   lines += [f"# {escape(name)}", "", _what(about, base), ""]
   if scores := about.get("validation_scores"):
@@ -95,6 +84,50 @@ def model_card(
     lines += _lineage(individuals, founders, list(experts))
   lines += ["Made by CycleQD (Kuroki et al. 2025, arXiv:2410.14735) with cqd_jax.", ""]
   return "\n".join(lines)
+
+
+def recipe_card(
+  name: str, recipe: str, parents: Sequence[Parent], *, kept: Sequence[str] = (), remarks: Sequence[str] = ()
+) -> str:
+  """The card of a model that was merged by a recipe: its parents with their licenses, and the recipe itself.
+
+  Args:
+    name: of the model.
+    recipe: its text.
+    parents: the models that were merged.
+    kept: tensors that not all of them have.
+    remarks: what the recipe says without effect.
+  """
+  lines = ["---", write_yaml(_front_matter(parents, parents, adapter=False)).strip(), "---", ""]
+  lines += [f"# {escape(name)}", "", "A merge of the models below, by the recipe below.", "", "## Parents", ""]
+  lines.append(markdown_table(["model", "license"], [[each.name, each.license or "not stated"] for each in parents]))
+  lines += ["What may be done with this model follows from the licenses of all its parents.", ""]
+  fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))  # longer than any within
+  lines += ["## Recipe", "", f"{fence}yaml", recipe.rstrip("\n"), fence, ""]
+  if remarks:
+    lines += [*(f"- {escape(remark)}" for remark in remarks), ""]
+  if kept:
+    lines += ["## Tensors that not all have", "", "Each is as it was in the base, or the first parent that has it.", ""]
+    lines += [*(f"- {escape(each)}" for each in kept), ""]
+  lines += ["Made by `cqd merge` of cqd_jax.", ""]
+  return "\n".join(lines)
+
+
+def _front_matter(parents: Sequence[Parent], named: Sequence[Parent], *, adapter: bool) -> dict[str, Any]:
+  """What the hub reads; of the licenses that which all parents have."""
+  licenses = sorted({parent.license for parent in parents if parent.license})
+  # The hub takes only names of its own.
+  repositories = [parent.repository for parent in named if parent.repository]
+  relation = {"base_model": repositories, "base_model_relation": "adapter" if adapter else "merge"}
+  front: dict[str, Any] = {
+    **(relation if repositories else {}),
+    "library_name": "peft" if adapter else "transformers",
+    "pipeline_tag": "text-generation",
+    "tags": ["merge", "cqd_jax", *(["lora"] if adapter else [])],
+  }
+  if len(licenses) == 1 and all(parent.license for parent in parents):
+    front["license"] = licenses[0]
+  return front
 
 
 def _what(about: Mapping[str, Any], base: Parent) -> str:

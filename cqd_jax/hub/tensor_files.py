@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,19 @@ from cqd_jax.store.run_dir import read_json
 
 DTYPES = {"BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 """Dtypes of weights that are read, by their names in a file."""
+
+NUMBERS = {
+  name: np.dtype(kind)
+  for name, kind in (
+    ("I64", np.int64),
+    ("I32", np.int32),
+    ("I16", np.int16),
+    ("I8", np.int8),
+    ("U8", np.uint8),
+    ("BOOL", np.bool_),
+  )
+}
+"""Dtypes of what models hold beside weights, as positions and counts: it is copied, and never computed with."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -55,7 +68,7 @@ class Tensor(NamedTuple):
     file: the file that holds it.
     offset: of its first byte in the file.
     shape: its shape.
-    dtype: one of `DTYPES`.
+    dtype: one of `DTYPES`, or of `NUMBERS` where these were asked for.
   """
 
   name: str
@@ -70,12 +83,13 @@ class Tensor(NamedTuple):
     return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def find_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
+def find_tensors(folder: Path, stem: str = "model", dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Tensor]:
   """All tensors of a folder by name, from the files' headers.
 
   Args:
     folder: holds `STEM.safetensors`, or several files and `STEM.safetensors.index.json`.
     stem: "model", or "adapter_model".
+    dtypes: those that there may be, by their names in a file.
 
   Raises:
     DamagedWeights: naming the file that is missing, not whole, or of another dtype; saying that pickle files are
@@ -83,7 +97,7 @@ def find_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
   """
   single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
   if single.is_file():
-    return read_header(single)
+    return read_header(single, dtypes)
   if not index.is_file():
     raise DamagedWeights(_nothing_to_read(folder, stem))
   content = read_json(index)
@@ -98,18 +112,18 @@ def find_tensors(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     if file not in headers:
       if not (folder / file).is_file():
         raise DamagedWeights(f"{folder / file}: is missing, and {index.name} names it")
-      headers[file] = read_header(folder / file)
+      headers[file] = read_header(folder / file, dtypes)
     if name not in headers[file]:
       raise DamagedWeights(f"{folder / file}: misses the tensor {name!r}, which {index.name} says is there")
     found[name] = headers[file][name]
   return found
 
 
-def read_header(file: Path) -> dict[str, Tensor]:
+def read_header(file: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Tensor]:
   """The tensors of one safetensors file.
 
   Raises:
-    DamagedWeights: naming the file, if it is no whole safetensors file, or a tensor is of another dtype than `DTYPES`.
+    DamagedWeights: naming the file, if it is no whole safetensors file, or a tensor is of another dtype than `dtypes`.
   """
   try:
     with safe_open(file, framework="np"):
@@ -122,12 +136,12 @@ def read_header(file: Path) -> dict[str, Tensor]:
   header.pop("__metadata__", None)
   tensors = {}
   for name, about in header.items():
-    if about["dtype"] not in DTYPES:
+    if about["dtype"] not in dtypes:
       raise DamagedWeights(
-        f"{file}: {name!r} is of dtype {about['dtype']}; supported are {', '.join(DTYPES)} (no quantized weights)"
+        f"{file}: {name!r} is of dtype {about['dtype']}; supported are {', '.join(dtypes)} (no quantized weights)"
       )
     start = 8 + length + about["data_offsets"][0]
-    tensors[name] = Tensor(name, file, start, tuple(about["shape"]), DTYPES[about["dtype"]])
+    tensors[name] = Tensor(name, file, start, tuple(about["shape"]), dtypes[about["dtype"]])
   return tensors
 
 

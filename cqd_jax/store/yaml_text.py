@@ -5,6 +5,7 @@ keys, and ten lines of aliases can stand for a billion values.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -73,16 +74,39 @@ def read_yaml(text: str) -> Any:
   Raises:
     YAMLTextError: in one line, with the place where there is one.
   """
+  return _read(text, _only_document)
+
+
+def read_yaml_documents(text: str) -> list[Any]:
+  """As `read_yaml`, of text that may hold several documents between lines `---`."""
+  documents: list[Any] = _read(text, _all_documents)
+  return documents
+
+
+def _only_document(loader: _Loader) -> Any:
+  node = loader.get_single_node()
+  if node is None:
+    return None
+  _check_size(node)
+  return loader.construct_document(node)
+
+
+def _all_documents(loader: _Loader) -> list[Any]:
+  documents = []
+  while loader.check_node():
+    node = loader.get_node()
+    _check_size(node)
+    documents.append(loader.construct_document(node))
+  return documents
+
+
+def _read(text: str, construct: Callable[[_Loader], Any]) -> Any:
   if len(text) > MOST_CHARACTERS:
     raise YAMLTextError(f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}")
   loader = None
   try:
     loader = _Loader(text)
-    node = loader.get_single_node()
-    if node is None:
-      return None
-    _check_size(node)
-    content = loader.construct_document(node)
+    content = construct(loader)
   except YAMLTextError:
     raise
   except yaml.MarkedYAMLError as error:

@@ -4,11 +4,14 @@ import json
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from cqd_jax import operators
 from cqd_jax.cli.main import main
@@ -24,7 +27,7 @@ from cqd_jax.tasks.dbbench import gold_turns
 PAGES = (
   *("script", "task", "operator", "method", "engine"),
   *("benchmarks", "dbbench", "os_interaction", "lm_eval"),
-  *("merging", "distill"),
+  *("merging", "recipes", "distill"),
 )
 
 
@@ -191,6 +194,27 @@ def test_the_table_of_merges_names_every_operator_with_its_frame(pytestconfig):
   assert {name: operators.frame_of(getattr(operators, name)) for name in table} == table
   crossovers = set(KINDS["crossover"].table) - {"split_slerp", "line", "dare"}
   assert crossovers <= set(table)
+
+
+def test_a_recipe(pytestconfig, tmp_path, monkeypatch):
+  (text,) = blocks(pytestconfig, "recipes", "yaml")
+  monkeypatch.chdir(tmp_path)
+  name = "model.layers.0.mlp.up_proj"
+  for value, folder in enumerate(("base", "math")):
+    Path("models", folder).mkdir(parents=True)
+    save_file({f"{name}.weight": np.full((2, 4), float(value), np.float32)}, f"models/{folder}/model.safetensors")
+  Path("models/code-lora").mkdir()
+  factors = {"lora_A": np.ones((1, 4), np.float32), "lora_B": np.ones((2, 1), np.float32)}
+  of_module = {f"base_model.model.{name}.{key}.weight": factor for key, factor in factors.items()}
+  save_file(of_module, "models/code-lora/adapter_model.safetensors")
+  Path("models/code-lora/adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+  Path("recipe.yml").write_text(text)
+  assert main(["merge", "recipe.yml", "merged", "--dry-run"]) == 0
+  assert main(["merge", "recipe.yml", "merged"]) == 0
+  merged = load_file("merged/model.safetensors")[f"{name}.weight"]
+  # Equal magnitudes at the cut are all kept; the mean of 1 and 1 with any weights is 1.
+  np.testing.assert_allclose(merged.astype(np.float32), np.ones((2, 4)))
+  assert text.strip() in Path("merged/README.md").read_text()
 
 
 @pytest.mark.usefixtures("qdax_ranks")
