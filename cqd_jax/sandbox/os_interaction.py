@@ -17,7 +17,8 @@ from cqd_jax.sandbox.machine import Machine, MachineDied, MachineLimits, find_mo
 from cqd_jax.sandbox.sandbox import SandboxUnavailable
 from cqd_jax.sandbox.shell_session import SEED, Done, Running, Session, run_script
 from cqd_jax.tasks.execution import Execute, Job, Outcome, Service
-from cqd_jax.tasks.os_interaction.dialogue import OsInteraction, read_instruction, read_splits
+from cqd_jax.tasks.os_interaction.dialogue import OsInteraction, read_instruction
+from cqd_jax.tasks.os_interaction.samples import read_samples, share_out
 from cqd_jax.tasks.task import Split
 
 NAME = "os_interaction"
@@ -83,11 +84,12 @@ def os_interaction(
     ValueError: naming the setting, or the file and field of the data, that cannot be used.
   """
   limits = MachineLimits(command_seconds=command_seconds)
-  splits = read_splits(data, sizes, seed)
+  samples = read_samples(Path(data).expanduser())
+  splits = share_out(samples, sizes, seed, data)
   if driver == "bubblewrap":
     _check_languages({language: s.name for own in splits.values() for s in own for language in s.languages})
   service = machines(driver=driver, image=image, limits=limits)
-  return OsInteraction(splits, service, rounds=rounds, instruction=read_instruction(instruction))
+  return OsInteraction(splits, service, rounds=rounds, instruction=read_instruction(instruction), in_order=samples)
 
 
 def _check_languages(languages: Mapping[str, str]) -> None:

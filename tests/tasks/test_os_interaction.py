@@ -172,6 +172,15 @@ def task(folder):
   return OsInteraction({"train": read_samples(folder), "validation": (), "test": ()}, SERVICE, rounds=3)
 
 
+def test_all_samples_come_in_the_order_of_the_files_and_can_be_played(folder):
+  samples = read_samples(folder)
+  splits = share_out(samples, {"train": 0, "validation": 0, "test": 1}, 0, "here")
+  task = OsInteraction(splits, SERVICE, in_order=samples)
+  assert len(task.examples("test")) == 1
+  assert [example.expected["name"] for example in task.samples()] == [sample.name for sample in samples]
+  assert all(task.job(example, [LOOK]) is not None for example in task.samples())
+
+
 LOOK = f"Act: bash\n\n{BLOCK.format('ls')}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from cqd_jax.tasks.episode import Message
 from cqd_jax.tasks.execution import JSON, Job, Outcome, Service
 from cqd_jax.tasks.os_interaction.actions import observation, parse_action
-from cqd_jax.tasks.os_interaction.samples import Sample, Script, read_samples, share_out
+from cqd_jax.tasks.os_interaction.samples import Sample, Script
 from cqd_jax.tasks.task import Example, Split
 
 INSTRUCTION = """\
@@ -70,20 +70,31 @@ class OsInteraction:
   name = "os_interaction"
 
   def __init__(
-    self, samples: Mapping[Split, Sequence[Sample]], service: Service, *, rounds: int = 8, instruction: str = ""
+    self,
+    samples: Mapping[Split, Sequence[Sample]],
+    service: Service,
+    *,
+    rounds: int = 8,
+    instruction: str = "",
+    in_order: Sequence[Sample] = (),
   ):
-    """The arguments are as of `os_interaction`, but `instruction` is the text itself."""
+    """The arguments are as of `os_interaction`, but `instruction` is the text itself; `in_order` are all samples."""
     if rounds < 1:
       raise ValueError(f"rounds: expected rounds >= 1, got {rounds}")
     self._samples = {split: tuple(own) for split, own in samples.items()}
     self.harness = service
     self.max_turns = rounds
     self.instruction = instruction
-    self._known = {sample.name: sample for own in self._samples.values() for sample in own}
+    self._in_order = tuple(in_order) or tuple(sample for own in self._samples.values() for sample in own)
+    self._known = {sample.name: sample for own in (*self._samples.values(), self._in_order) for sample in own}
 
   def examples(self, split: Split) -> list[Example]:
     """The samples of a split."""
-    return [Example(each.description, _gold(each), _expected(each)) for each in self._samples[split]]
+    return list(map(_example, self._samples[split]))
+
+  def samples(self) -> list[Example]:
+    """All samples: the groups, their files by name and the samples of each, in this order."""
+    return list(map(_example, self._in_order))
 
   def opening(self, example: Example) -> tuple[Message, ...]:
     """The instruction, a demonstration, the problem; the user's own instruction brings no demonstration."""
@@ -145,9 +156,8 @@ def read_instruction(path: str) -> str:
   return text
 
 
-def read_splits(data: str, sizes: Mapping[Split, int], seed: int) -> dict[Split, list[Sample]]:
-  """The samples of the published folder, shared out. Raises ValueError naming the file that is not as expected."""
-  return share_out(read_samples(Path(data)), sizes, seed, data)
+def _example(sample: Sample) -> Example:
+  return Example(sample.description, _gold(sample), _expected(sample))
 
 
 def _gold(sample: Sample) -> str:
