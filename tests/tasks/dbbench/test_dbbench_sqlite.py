@@ -77,8 +77,8 @@ def test_any_text_is_translated_or_refused():
     POSITION IN ORDER SEPARATOR t"""
   pieces = [*"()'\"`,;=<>/*-#.\\ 1x", *words.split()]
   told = set()
-  for _ in range(2000):
+  for _ in range(800):
     statement = " ".join(rng.choices(pieces, k=rng.randint(1, 12)))
     with contextlib.suppress(Refused):
       told.add(translate(statement, "t"))
-  assert len(told) > 500
+  assert len(told) > 200
