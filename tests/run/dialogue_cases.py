@@ -28,7 +28,7 @@ class Talk:
   def examples(self, split):
     begin = {"train": 0, "validation": 1000, "test": 2000}[split]
     # the last of each split is longer than the context
-    lengths = [self.words] * (self.sizes[split] - 1) + [600]
+    lengths = [self.words] * (self.sizes[split] - 1) + [1500]
     return [Example(f"{self.name} {begin + n}: " + "say something " * length, "a") for n, length in enumerate(lengths)]
 
   def opening(self, example):
@@ -54,20 +54,26 @@ def two_turns(*, sizes, seed):
   return Talk("two", 2, 5, sizes)
 
 
-def write_models(folder, texts, experts=3, context=512):
-  """A base and experts, all random; the tokenizer is trained on texts, which it writes with few tokens."""
+def write_tokenizer(folder, texts=("a few words",)):
+  """A byte-level tokenizer with a chat template, trained on texts, which it writes with few tokens."""
   backend = tokenizers.Tokenizer(tokenizers.models.BPE())
   backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   backend.decoder = tokenizers.decoders.ByteLevel()
   alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
   trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=1000, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    vocab_size=3000, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
   )
   backend.train_from_iterator(texts, trainer)
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend, eos_token="</s>", pad_token="</s>", chat_template=TEMPLATE
   )
-  tokenizer.save_pretrained(folder / "tokenizer")
+  tokenizer.save_pretrained(folder)
+  return tokenizer
+
+
+def write_models(folder, texts, experts=2, context=512):
+  """A base and experts, all random."""
+  tokenizer = write_tokenizer(folder / "tokenizer", texts)
   files = {path.name: path.read_text() for path in (folder / "tokenizer").iterdir()}
   config = DecoderConfig(len(tokenizer), 16, 16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8)
   settings = {"eos_token_id": 0, "pad_token_id": 0, "max_position_embeddings": context}

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from dialogue_cases import write_tokenizer
 from experiment_cases import needs_sandbox, task_arithmetic, tiny_evolution, tiny_settings
 from rich.console import Console
 
@@ -307,11 +308,18 @@ def sparse_llama_8b(folder):
   return folder
 
 
-def test_the_setting_of_the_paper_is_planned_for_real_shapes(tmp_path, pytestconfig, capsys):
+def test_the_setting_of_the_paper_is_planned_for_real_shapes(tmp_path, pytestconfig, monkeypatch, shared_data, capsys):
+  for name in ("mbpp/mbpp.jsonl", "dbbench/standard.jsonl", "os_interaction"):
+    shared_data(name)
+  (tmp_path / "data").symlink_to(shared_data(""))
+  monkeypatch.chdir(tmp_path)
   base = sparse_llama_8b(tmp_path / "llama")
   assert open_pretrained(base).num_bytes == 16_060_522_496
   settings = load_settings(Path(pytestconfig.rootpath) / "experiments" / "llama3_agentbench.yaml")
   assert settings.evolution.children == 1200
+  assert [plug.use for plug in settings.tasks.names] == ["mbpp", "dbbench", "os_interaction"]
+  write_tokenizer(base)  # the miniature's cannot write these questions
+  settings = dataclasses.replace(settings, tasks=dataclasses.replace(settings.tasks, validation=10, test=10))
   dry_run(dataclasses.replace(settings, base=base, experts=(base,) * 3), Console(width=140))
   printed = capsys.readouterr().out
   for text in ("8,030,261,248 parameters", "16.1 GB", "1,203 elites", "FLOPs", "5 adapters at most"):
