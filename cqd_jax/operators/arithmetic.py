@@ -79,7 +79,7 @@ def check_weights(weights: ArrayLike | None, size: int) -> jax.Array:
 
 def check_sum(weights: jax.Array) -> None:
   """Raises if weights are known to sum to 0, which is no mean."""
-  if not isinstance(weights, jax.core.Tracer) and float(jnp.sum(weights)) == 0.0:
+  if not isinstance(weights, jax.core.Tracer) and float(np.asarray(weights).sum()) == 0.0:
     raise ValueError(f"weights: expected a sum other than 0 to divide by, got {weights}")
 
 

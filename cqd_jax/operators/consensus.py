@@ -19,8 +19,8 @@ from cqd_jax.operators.arithmetic import (
   total,
 )
 from cqd_jax.operators.frames import needs_frame
-from cqd_jax.operators.order_statistics import count_of, kth_largest, magnitude_of, magnitude_ranks
-from cqd_jax.operators.sparsify import TrimGranularity, check_density, keeps_all, restored, trim
+from cqd_jax.operators.order_statistics import count_of, kth_largest, magnitude_of
+from cqd_jax.operators.sparsify import TrimGranularity, check_density, keeps_all, restored, trim, trim_tensor
 from cqd_jax.trees import widen
 from cqd_jax.types import Params
 
@@ -66,13 +66,23 @@ def ties(
   Reference: Yadav et al. 2023, arXiv:2306.01708, algorithm 1. It ranks the whole model together; that is
   `granularity="model"`. mergekit keeps exactly so many entries, `trim` also those as large as the last of them.
   """
-  task_vectors, size = check_task_vectors(task_vectors)
-  check_weights(weights, size)
-  trimmed = jax.vmap(functools.partial(trim, density=density, granularity=granularity))(task_vectors)
-  if rescale:
-    restore = jax.vmap(functools.partial(map_tensors, restored, lead=(0,)))
-    trimmed = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), restore(trimmed, task_vectors), task_vectors)
-  return sign_consensus(trimmed, weights, normalize=normalize, convention=convention)
+  originals, size = check_task_vectors(task_vectors)
+  task_vectors = originals
+  check_density(density)
+  check_choice("granularity", granularity, get_args(TrimGranularity))
+  check_choice("convention", convention, get_args(Convention))
+  shares = check_weights(weights, size)
+  if granularity == "model":
+    task_vectors = jax.vmap(functools.partial(trim, density=density, granularity=granularity))(task_vectors)
+  trims = granularity == "kernel" and not keeps_all(density)
+
+  def merge(tensors: jax.Array, originals: jax.Array) -> jax.Array:
+    parts = [trim_tensor(tensors[t], density) if trims else tensors[t] for t in range(size)]
+    if rescale:
+      parts = [restored(part, originals[t]) for t, part in enumerate(parts)]
+    return agree(parts, shares, normalize=normalize, convention=convention).astype(tensors.dtype)
+
+  return map_tensors(merge, task_vectors, originals)
 
 
 @needs_frame("elementwise")
@@ -190,7 +200,7 @@ def _select(spread: jax.Array, share: ArrayLike) -> jax.Array:
   # The floor of a product in float32 would miss a count by one where the product is a whole number.
   kept = jnp.floor(share * nonzero.astype(jnp.float32) * (1 + 2e-7)).astype(jnp.uint32)
   count_of(1.0, spread.size)
-  smallest = magnitude_of(kth_largest([magnitude_ranks(spread)], jnp.minimum(kept, nonzero)))
+  smallest = magnitude_of(kth_largest([spread], jnp.minimum(kept, nonzero)))
   # The compiler may compute a variance in two places, and round it in two ways; the last one must not miss itself.
   return ~(spread < smallest * (1 - SAME_VARIANCE)) & (kept > 0)
 

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from cqd_jax.checks import check_float_leaves, check_same_tree
 from cqd_jax.operators.arithmetic import check_setting, map_tensors
 from cqd_jax.operators.frames import needs_frame
-from cqd_jax.operators.order_statistics import kth_largest, magnitude_of, magnitude_ranks
+from cqd_jax.operators.order_statistics import kth_largest, magnitude_of
 from cqd_jax.trees import as_arrays, widen
 from cqd_jax.types import Params
 
@@ -75,10 +75,10 @@ def arcee_fusion(task_vector: Params, base: Params) -> Params:
 
   def select(difference: jax.Array, origin: jax.Array) -> jax.Array:
     importance = jnp.abs(widen(difference)) * _divergence(widen(origin), widen(difference))
-    ranks, size = magnitude_ranks(importance), importance.size
+    size = importance.size
     # The (i + 1)-th smallest is the (n - i)-th largest.
     places = [size - ((size - 1) * quarter) // 4 for quarter in (1, 2, 3)]
-    lower, middle, upper = (magnitude_of(kth_largest([ranks], place)) for place in places)
+    lower, middle, upper = (magnitude_of(kth_largest([importance], place)) for place in places)
     return jnp.where(importance < middle + 1.5 * (upper - lower), 0, difference)
 
   return map_tensors(select, task_vector, base, lead=(0,))
