@@ -16,15 +16,13 @@ ENTRIES = {
   "zeros": np.zeros(20_011, np.float32),
   "all orders": np.exp(20 * NORMAL).astype(np.float32),
   "half nan": np.where(np.arange(20_011) % 2, np.nan, NORMAL).astype(np.float32),
-  "one": NORMAL[:1].astype(np.float32),
-  "seven": NORMAL[:7].astype(np.float32),
+  "three": NORMAL[:3].astype(np.float32),
 }
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_it_is_what_sorting_gives(monkeypatch, name):
   monkeypatch.setattr(order_statistics, "SAMPLE", 2**8)  # so that 20 thousand are many
-  jax.clear_caches()
   entries = ENTRIES[name]
   falling = np.sort(np.asarray(magnitude_ranks(jnp.asarray(entries))))[::-1]
   for k in sorted({1, max(1, entries.size // 5), max(1, entries.size // 2), entries.size}):
@@ -35,7 +33,6 @@ def test_it_is_what_sorting_gives(monkeypatch, name):
 
 def test_several_tensors_are_one_list_and_a_batch_is_many(monkeypatch):
   monkeypatch.setattr(order_statistics, "SAMPLE", 2**8)
-  jax.clear_caches()
   entries = jnp.asarray(NORMAL, jnp.float32)
   parts = [entries[:5000].reshape(50, 100), entries[5000:]]
   assert int(kth_largest(parts, 7777)) == int(kth_largest([entries], 7777))
