@@ -10,7 +10,7 @@ from rich.console import Console
 EPILOG = """\
 RECIPE.yml is what mergekit-yaml and mergekit-multi read, as it is:
 
-  merge_method: ties                       linear, slerp, passthrough, task_arithmetic, ties, dare_linear, dare_ties
+  merge_method: ties                       any method of mergekit
   base_model: models/base                  folders, relative to the current one; nothing is downloaded
   models:
     - model: models/math
@@ -22,6 +22,10 @@ RECIPE.yml is what mergekit-yaml and mergekit-multi read, as it is:
           - {filter: mlp, value: 0.3}      tensors with mlp in their names
           - value: 0.7                     all others
   dtype: bfloat16
+
+Methods: linear, slerp, nuslerp, multislerp, karcher, passthrough, model_stock, arcee_fusion, task_arithmetic, ties,
+dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, nearswap, sce, ram, ramplus_tl; and magmax,
+consensus_merge, tsv, iso_c.
 
 Any folder of safetensors merges, by its tensors' names. A mistake, or what is not supported, is one line that names its
 place, and nothing is written. OUT appears once it is whole; a merge that was killed goes on by the same command.

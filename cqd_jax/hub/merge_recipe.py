@@ -18,10 +18,10 @@ import cqd_jax
 from cqd_jax.hub.merge_methods import METHODS, merge_tensors
 from cqd_jax.hub.merged_folder import chat_template, merged_config, tokenizer_folder, write_small_files
 from cqd_jax.hub.model_card import parent_of, recipe_card
-from cqd_jax.hub.recipe import ModelReference, Recipe, parse_recipe
+from cqd_jax.hub.recipe import Recipe, parse_recipe
 from cqd_jax.hub.recipe_models import OpenModel, as_dtype, open_model, read_tensor
 from cqd_jax.hub.recipe_plan import Input, MergePlan, Output, plan_merge
-from cqd_jax.hub.recipe_values import RecipeError
+from cqd_jax.hub.recipe_values import ModelReference, RecipeError
 from cqd_jax.hub.save import SHARD_BYTES
 from cqd_jax.hub.shard_writer import Entry, ShardWriter
 from cqd_jax.hub.tensor_files import Reader
@@ -261,8 +261,12 @@ def make_tensor(
     tensors[number] = read(one)
   base = None if output.base is None else read(output.base)
   parameters = METHODS[method].parameters
-  traced = {name: jnp.asarray(value, jnp.float32) for name, value in output.settings.items() if parameters[name].traced}
-  fixed = tuple((name, value) for name, value in output.settings.items() if not parameters[name].traced)
+  traced = {
+    name: jnp.asarray(value, jnp.float32)
+    for name, value in output.settings.items()
+    if parameters[name].traced or name in output.varied
+  }
+  fixed = tuple((name, value) for name, value in output.settings.items() if name not in traced)
   own_key = jax.random.fold_in(key, zlib.crc32(output.name.encode()))
   merged = merge_tensors(own_key, base, tensors, traced, method=method, fixed=fixed)
   return as_dtype(merged, output.dtype, output.compute, output.name)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cqd_jax.hub.recipe import ModelReference, Recipe
+from cqd_jax.hub.recipe import Recipe
 from cqd_jax.hub.recipe_models import OpenModel
 from cqd_jax.hub.recipe_plan import HEAD, MergePlan
-from cqd_jax.hub.recipe_values import RecipeError
+from cqd_jax.hub.recipe_values import ModelReference, RecipeError
 from cqd_jax.hub.save import tokenizer_paths, write_tokenizer
 from cqd_jax.store.run_dir import read_json, write_json, write_text
 

@@ -9,13 +9,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from cqd_jax.hub.merge_methods import KNOWN, METHODS, REQUIRED, Method
+from cqd_jax.hub.merge_methods import METHODS, REQUIRED, Method
 from cqd_jax.hub.recipe_values import (
+  ModelReference,
   RecipeError,
   Settings,
   expect_list,
   expect_mapping,
   expect_text,
+  parse_model,
   parse_settings,
   show,
 )
@@ -41,22 +43,6 @@ TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 
 Layers: TypeAlias = tuple[int, int]
 """The first layer, and the one after the last."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelReference:
-  """A model: a folder, and a LoRA adapter's on top of it.
-
-  Attributes:
-    path: of the folder, or the name of another document of the recipe.
-    lora: the adapter's folder; empty: none.
-  """
-
-  path: str
-  lora: str = ""
-
-  def __str__(self) -> str:
-    return f"{self.path}+{self.lora}" if self.lora else self.path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,8 +193,6 @@ class _Document:
     self.method_name = _method_name(content)
     self.method: Method = METHODS[self.method_name]
     self.base = parse_model(content["base_model"], "base_model") if content.get("base_model") is not None else None
-    if self.base is None and self.method.base != "input":
-      raise RecipeError(f"base_model: missing; {self.method_name} needs it")
 
   def recipe(self) -> Recipe:
     settings = self.settings(self.content.get("parameters"), "parameters", per_source=False)
@@ -300,9 +284,12 @@ class _Document:
   def check_slice(self, part: Slice, levels: tuple[Settings, ...]) -> None:
     """Raises unless the method takes these models, and each has what it must have."""
     name, method = self.method_name, self.method
-    others = [source for source in part.sources if method.base == "input" or source.model != part.base]
-    bases = [source for source in part.sources if method.base != "input" and source.model == part.base]
-    if method.base != "input" and len(bases) != 1:
+    if method.base == "needed" and part.base is None:
+      raise RecipeError(f"base_model: missing; {name} needs it")
+    apart = method.base != "input" and part.base is not None
+    bases = [source for source in part.sources if apart and source.model == part.base]
+    others = [source for source in part.sources if source not in bases]
+    if apart and len(bases) != 1:
       got = f"has {len(bases)} times" if bases else "has not"
       raise RecipeError(f"{part.place}: expected the base model {part.base} once among the models, which it {got}")
     for source in bases:
@@ -310,7 +297,7 @@ class _Document:
         self.remarks.append(f"{source.place}.parameters: have no effect, since it is the base of {name}")
     if not method.least <= len(others) <= (len(others) if method.most is None else method.most):
       few = method.least if method.most == method.least else f"at least {method.least}"
-      beside = "" if method.base == "input" else " beside the base model"
+      beside = " beside the base model" if apart else ""
       hint = ""
       if any(source.place == "base_model" for source in others):
         hint = " (base_model is one of them)"
@@ -327,51 +314,12 @@ class _Document:
           raise RecipeError(f"{place}: missing; {name} needs it{hint}")
 
 
-def parse_model(content: Any, place: str) -> ModelReference:
-  """A model as a recipe names it: `folder`, `folder+adapter`, or the same as a mapping."""
-  if isinstance(content, str):
-    path, *loras = content.split("+")
-    if len(loras) > 1:
-      raise RecipeError(f"{place}: expected at most one + before an adapter, got {show(content)}")
-    return ModelReference(_folder(path, place), _folder(loras[0], place) if loras else "")
-  content = expect_mapping(content, place, ("model", "lora", "override_architecture"))
-  if content.get("override_architecture") is not None:
-    raise RecipeError(f"{place}.override_architecture: is not supported; tensors are merged by their names")
-  if content.get("model") is None:
-    raise RecipeError(f"{place}: misses model")
-  lora = content.get("lora")
-  path = _path(content["model"], f"{place}.model")
-  return ModelReference(path, "" if lora is None else _path(lora, f"{place}.lora"))
-
-
-def _path(content: Any, place: str) -> str:
-  if isinstance(content, str):
-    return _folder(content, place)
-  content = expect_mapping(content, place, ("path", "revision"))
-  if content.get("revision") is not None:
-    raise RecipeError(f"{place}.revision: is not supported, since nothing is downloaded; expected a folder")
-  if "path" not in content:
-    raise RecipeError(f"{place}: misses path")
-  return _folder(content["path"], f"{place}.path")
-
-
-def _folder(text: Any, place: str) -> str:
-  text = expect_text(text, place)
-  if "@" in text:
-    raise RecipeError(
-      f"{place}: a revision ({show(text)}) is not supported, since nothing is downloaded; expected a folder"
-    )
-  return text.strip()
-
-
 def _method_name(content: Mapping[str, Any]) -> str:
   if content.get("merge_method") is None:
     raise RecipeError("merge_method: missing")
   name = expect_text(content["merge_method"], "merge_method")
   if name in METHODS:
     return name
-  if name in KNOWN:
-    raise RecipeError(f"merge_method: {name} is not supported in recipes; supported are {', '.join(METHODS)}")
   near = difflib.get_close_matches(name, METHODS, n=1)
   hint = f"did you mean {near[0]}?" if near else f"all: {', '.join(METHODS)}"
   raise RecipeError(f"merge_method: unknown method {show(name)}; {hint}")

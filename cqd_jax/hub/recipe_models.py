@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cqd_jax.hub.load_adapter import AdapterFolder, open_adapter_of
-from cqd_jax.hub.recipe import ModelReference
 from cqd_jax.hub.recipe_plan import KeyTable
-from cqd_jax.hub.recipe_values import RecipeError
+from cqd_jax.hub.recipe_values import ModelReference, RecipeError
 from cqd_jax.hub.tensor_files import DTYPES, NUMBERS, DamagedWeights, Reader, Tensor, find_tensors
 from cqd_jax.store.run_dir import read_json
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cqd_jax.hub.merge_methods import METHODS, REQUIRED
-from cqd_jax.hub.recipe import ModelReference, Module, Recipe, Slice, Source
-from cqd_jax.hub.recipe_values import RecipeError, Settings, settled
+from cqd_jax.hub.recipe import Module, Recipe, Slice, Source
+from cqd_jax.hub.recipe_values import ModelReference, RecipeError, Settings, settled
 
 LAYER = re.compile(r"((?:.*?\.)?(?:layers|layer|blocks|block|resblocks|h)\.)(\d+)(\..+)")
 """The name of a layer's tensor: the stack, the number, and what it is in the layer."""
@@ -59,8 +59,8 @@ class Output:
     compute: the dtype to which inputs and merge are rounded; None: they are not.
     base: the base's tensor; None where the method has none.
     inputs: the others.
-    settings: of the method by name; a tuple where each input has its own. None: the one input is copied, which all
-      inputs must equal.
+    settings: of the method by name; a tuple where each input has its own. None: the first input is copied.
+    varied: names of settings of each model that differ from layer to layer.
   """
 
   name: str
@@ -70,6 +70,7 @@ class Output:
   base: Input | None
   inputs: tuple[Input, ...]
   settings: Mapping[str, Any] | None
+  varied: tuple[str, ...] = ()
 
   @property
   def num_bytes(self) -> int:
@@ -216,7 +217,7 @@ class _Planner:
     there = {source: own for source, own in inputs.items() if own is not None}
     self.check_shapes(name, there)
     base = None
-    if self.method.base != "input":
+    if self.method.base != "input" and part.base is not None:
       base = next(source for source in part.sources if source.model == part.base)
     others = [source for source in part.sources if source is not base]
     levels = (part.settings, module.settings, self.recipe.settings)
@@ -230,6 +231,10 @@ class _Planner:
       for key, parameter in self.method.parameters.items()
       if not parameter.note
     }
+    try:
+      self.method.check(settings)
+    except ValueError as error:
+      raise RecipeError(f"{part.place}: of {name}: {error}") from error
     return Output(
       name,
       self.tables[part.sources[0].model].shapes[there[part.sources[0]]][0],
@@ -238,6 +243,7 @@ class _Planner:
       Input(base.model, there[base]) if base is not None else None,
       tuple(Input(source.model, there[source]) for source in others),
       settings,
+      tuple(key for key in settings if self.method.parameters[key].per_model and _varies(key, part, levels)),
     )
 
   def found(self, model: ModelReference, name: str) -> str | None:
@@ -298,6 +304,12 @@ def _by_layer(names: tuple[str, ...]) -> Mapping[int, tuple[str, ...]]:
     if match := LAYER.fullmatch(name):
       found.setdefault(int(match[2]), []).append(match[3])
   return {number: tuple(rests) for number, rests in found.items()}
+
+
+def _varies(key: str, part: Slice, levels: Sequence[Settings]) -> bool:
+  """Whether a setting has a gradient: then it is one of arrays, or each layer would be compiled on its own."""
+  own = [source.settings for source in part.sources]
+  return any(isinstance(choice.value, tuple) for level in (*own, *levels) for choice in level.get(key, ()))
 
 
 def _begins(name: str, module: str) -> bool:

@@ -15,6 +15,22 @@ class RecipeError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelReference:
+  """A model: a folder, and a LoRA adapter's on top of it.
+
+  Attributes:
+    path: of the folder, or the name of another document of the recipe.
+    lora: the adapter's folder; empty: none.
+  """
+
+  path: str
+  lora: str = ""
+
+  def __str__(self) -> str:
+    return f"{self.path}+{self.lora}" if self.lora else self.path
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice:
   """A value for the tensors whose names hold a text.
 
@@ -67,6 +83,43 @@ def suggestion(key: str, known: Sequence[str]) -> str:
   """What may have been meant by an unknown key."""
   near = difflib.get_close_matches(key, known, n=1)
   return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+
+
+def parse_model(content: Any, place: str) -> ModelReference:
+  """A model as a recipe names it: `folder`, `folder+adapter`, or the same as a mapping."""
+  if isinstance(content, str):
+    path, *loras = content.split("+")
+    if len(loras) > 1:
+      raise RecipeError(f"{place}: expected at most one + before an adapter, got {show(content)}")
+    return ModelReference(_folder(path, place), _folder(loras[0], place) if loras else "")
+  content = expect_mapping(content, place, ("model", "lora", "override_architecture"))
+  if content.get("override_architecture") is not None:
+    raise RecipeError(f"{place}.override_architecture: is not supported; tensors are merged by their names")
+  if content.get("model") is None:
+    raise RecipeError(f"{place}: misses model")
+  lora = content.get("lora")
+  path = _path(content["model"], f"{place}.model")
+  return ModelReference(path, "" if lora is None else _path(lora, f"{place}.lora"))
+
+
+def _path(content: Any, place: str) -> str:
+  if isinstance(content, str):
+    return _folder(content, place)
+  content = expect_mapping(content, place, ("path", "revision"))
+  if content.get("revision") is not None:
+    raise RecipeError(f"{place}.revision: is not supported, since nothing is downloaded; expected a folder")
+  if "path" not in content:
+    raise RecipeError(f"{place}: misses path")
+  return _folder(content["path"], f"{place}.path")
+
+
+def _folder(text: Any, place: str) -> str:
+  text = expect_text(text, place)
+  if "@" in text:
+    raise RecipeError(
+      f"{place}: a revision ({show(text)}) is not supported, since nothing is downloaded; expected a folder"
+    )
+  return text.strip()
 
 
 def parse_settings(
@@ -135,6 +188,8 @@ def _scalar(content: Any, parameter: Parameter, place: str) -> float | bool:
     raise RecipeError(f"{place}: expected a number, got {show(content)}")
   if not parameter.low <= content <= parameter.high:
     raise RecipeError(f"{place}: expected a number in [{parameter.low:g}, {parameter.high:g}], got {show(content)}")
+  if parameter.kind == "integer" and content != int(content):
+    raise RecipeError(f"{place}: expected an integer, got {show(content)}")
   return float(content)
 
 

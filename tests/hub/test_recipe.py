@@ -4,8 +4,8 @@ import pytest
 from recipe_cases import TOWER, llama_config, llama_shapes, tensors_of, write_llamas, write_model
 
 from cqd_jax.cli.main import main
-from cqd_jax.hub.recipe import ModelReference, parse_recipe
-from cqd_jax.hub.recipe_values import Choice, RecipeError, settled
+from cqd_jax.hub.recipe import parse_recipe
+from cqd_jax.hub.recipe_values import Choice, ModelReference, RecipeError, settled
 
 TWO = "models: [{model: one}, {model: two}]"
 LINEAR = "merge_method: linear\nparameters: {weight: 1}\n"
@@ -192,6 +192,18 @@ BAD = {
     "merge_method: linear\nparameters: {weight: [{filter: mlp, value: 1}, 2]}\n" + TWO,
     "parameters.weight[1]: expected settings by name, got 2",
   ),
+  "an integer with a part": (
+    "merge_method: karcher\nparameters: {max_iter: 2.5}\n" + TWO,
+    "parameters.max_iter: expected an integer, got 2.5",
+  ),
+  "nuslerp of one": (
+    "merge_method: nuslerp\nparameters: {weight: 1}\nmodels: [{model: one}]",
+    "models: nuslerp takes 2 models, got 1",
+  ),
+  "model_stock of one": (
+    "merge_method: model_stock\nbase_model: base\nmodels: [{model: one}]",
+    "models: model_stock takes at least 2 models beside the base model, got 1",
+  ),
   "slices are none": (STACK + "[]", "slices: expected a list of at least one, got []"),
   "a slice without sources": (STACK + "[{}]", "slices[0]: misses sources"),
   "a slice with a slip": (STACK + "[{source: []}]", "slices[0]: unknown key 'source'; did you mean sources?"),
@@ -338,6 +350,10 @@ UNFIT = {
   "no template": (
     LINEAR + "models: [{model: one}]\nchat_template: auto",
     "chat_template: auto, and none of the models has",
+  ),
+  "a window beyond 0": (
+    "merge_method: della\nbase_model: base\nparameters: {weight: 1, density: 0.1}\n" + TWO,
+    "models: of lm_head.weight: epsilon: expected all probabilities in (0, 1], got -0.05 to 0.25",
   ),
   "weights that cancel": (
     "merge_method: linear\nmodels: [{model: one, parameters: {weight: 1}}, {model: two, parameters: {weight: -1}}]",
