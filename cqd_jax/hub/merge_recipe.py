@@ -22,6 +22,7 @@ from cqd_jax.hub.recipe import Recipe, parse_recipe
 from cqd_jax.hub.recipe_models import OpenModel, as_dtype, open_model, read_tensor
 from cqd_jax.hub.recipe_plan import Input, MergePlan, Output, plan_merge
 from cqd_jax.hub.recipe_values import ModelReference, RecipeError
+from cqd_jax.hub.recipe_vocabulary import Vocabulary, vocabulary_of
 from cqd_jax.hub.save import SHARD_BYTES
 from cqd_jax.hub.shard_writer import Entry, ShardWriter
 from cqd_jax.hub.tensor_files import Reader
@@ -88,26 +89,44 @@ def merge_recipe(recipe: Path, out: Path, console: Console, options: MergeOption
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prepared:
-  """A document with all that was found out before weights are read."""
+class Prepared:
+  """A document with all that was found out before weights are read.
+
+  Attributes:
+    recipe: the document.
+    models: its models.
+    plan: its tensors.
+    vocabulary: of the result, if models number their tokens in other ways.
+    config: content of `config.json`; empty: there is none.
+    tokenizer: the folder whose tokenizer is taken.
+    template: the chat template; empty: the tokenizer's.
+  """
 
   recipe: Recipe
   models: Mapping[ModelReference, OpenModel]
   plan: MergePlan
+  vocabulary: Vocabulary | None
   config: Mapping[str, Any]
   tokenizer: Path | None
   template: str
 
   @property
   def num_bytes(self) -> int:
+    """Of the result's weights."""
     return sum(output.num_bytes for output in self.plan.outputs)
 
 
-def _prepare(recipe: Recipe, models: Mapping[ModelReference, OpenModel], options: MergeOptions) -> _Prepared:
+def _prepare(recipe: Recipe, models: Mapping[ModelReference, OpenModel], options: MergeOptions) -> Prepared:
   own = {reference: models[reference] for reference in recipe.models}
-  plan = plan_merge(recipe, {reference: model.table for reference, model in own.items()}, keep=options.keep)
-  config = merged_config(recipe, plan, own)
-  return _Prepared(recipe, own, plan, config, tokenizer_folder(recipe, own), chat_template(recipe, own))
+  tokenizer, vocabulary = tokenizer_folder(recipe, own), None
+  if recipe.tokenizer is not None:
+    folders = {reference: model.folder for reference, model in own.items()}
+    vocabulary = vocabulary_of(recipe.tokenizer, folders, recipe.merged)
+  num_tokens = vocabulary.size if vocabulary else 0
+  tables = {reference: model.table for reference, model in own.items()}
+  plan = plan_merge(recipe, tables, keep=options.keep, num_tokens=num_tokens)
+  config = merged_config(recipe, plan, own, num_tokens)
+  return Prepared(recipe, own, plan, vocabulary, config, tokenizer, chat_template(recipe, own))
 
 
 def _run(
@@ -146,7 +165,7 @@ def _run_documents(
   models: Mapping[ModelReference, OpenModel],
   console: Console,
   options: MergeOptions,
-) -> tuple[_Prepared, Path]:
+) -> tuple[Prepared, Path]:
   """Each document's result as a folder in the work folder; returns the last one's."""
   known = dict(models)
   steps = {document.name: work / f"step-{number}" for number, document in enumerate(documents)}
@@ -159,6 +178,8 @@ def _run_documents(
     _write_weights(steps[document.name], prepared, console, options)
     other = prepared.models[document.models[0]].folder
     write_small_files(steps[document.name], prepared.config, prepared.tokenizer, prepared.template, other)
+    if prepared.vocabulary is not None:
+      prepared.vocabulary.write(steps[document.name])
   return prepared, steps[documents[-1].name]
 
 
@@ -205,7 +226,7 @@ def shards_of(outputs: Iterable[Output], max_shard_bytes: int) -> dict[str, tupl
   return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": tuple(shard) for i, shard in enumerate(shards)}
 
 
-def _write_weights(folder: Path, prepared: _Prepared, console: Console, options: MergeOptions) -> None:
+def _write_weights(folder: Path, prepared: Prepared, console: Console, options: MergeOptions) -> None:
   """Writes the shards that are missing, and their index."""
   shards = shards_of(prepared.plan.outputs, options.max_shard_bytes)
   done = sum(one.num_bytes for file, shard in shards.items() if (folder / file).is_file() for one in shard)
@@ -221,7 +242,7 @@ def _write_weights(folder: Path, prepared: _Prepared, console: Console, options:
         continue
       with ShardWriter(folder / file, [Entry(one.name, one.shape, one.dtype) for one in shard]) as writer:
         for output in shard:
-          writer.write(make_tensor(output, prepared.recipe.method, prepared.models, reader, key))
+          writer.write(make_tensor(output, prepared, reader, key))
           done = _advance(advance, done, output)
   if len(shards) > 1:
     weight_map = {output.name: file for file, shard in shards.items() for output in shard}
@@ -236,26 +257,29 @@ def _advance(advance: Advance, done: int, output: Output) -> int:
   return after
 
 
-def make_tensor(
-  output: Output, method: str, models: Mapping[ModelReference, OpenModel], reader: Reader, key: jax.Array
-) -> np.ndarray:
+def make_tensor(output: Output, prepared: Prepared, reader: Reader, key: jax.Array) -> np.ndarray:
   """A tensor of the result.
 
   Args:
     output: which, and how it is made.
-    method: a name of `METHODS`.
-    models: the models.
-    reader: of their files.
+    prepared: the document.
+    reader: of its models' files.
     key: of the whole merge; each tensor draws by its name.
   """
+  models, method = prepared.models, prepared.recipe.method
+  filled: Mapping[ModelReference, np.ndarray] = {}
+  if output.rows and prepared.vocabulary is not None:
+    matrices = {one.model: models[one.model].read(reader, one.name, output.compute) for one in output.rows}
+    filled = prepared.vocabulary.filled(matrices, prepared.recipe.base)
 
   def read(one: Input) -> np.ndarray:
-    return models[one.model].read(reader, one.name, output.compute)
+    return filled[one.model] if filled else models[one.model].read(reader, one.name, output.compute)
 
-  if output.settings is None:
-    return _copied(output, models, reader)
-  if not output.inputs and output.base is not None:
-    return as_dtype(read(output.base), output.dtype, output.compute, output.name)
+  if output.settings is None and not jnp.issubdtype(output.dtype, jnp.floating):
+    return _same(output, models, reader)
+  first = output.base if output.base is not None and not output.inputs else output.inputs[0]
+  if output.settings is None or not output.inputs:
+    return as_dtype(read(first), output.dtype, output.compute, output.name)
   tensors = np.empty((len(output.inputs), *output.shape), np.float32)
   for number, one in enumerate(output.inputs):
     tensors[number] = read(one)
@@ -272,14 +296,10 @@ def make_tensor(
   return as_dtype(merged, output.dtype, output.compute, output.name)
 
 
-def _copied(output: Output, models: Mapping[ModelReference, OpenModel], reader: Reader) -> np.ndarray:
-  """A tensor as one model has it; of numbers that are no weights, all models must have the same."""
+def _same(output: Output, models: Mapping[ModelReference, OpenModel], reader: Reader) -> np.ndarray:
+  """A tensor of numbers that are no weights: all models must have the same."""
   first, *others = output.inputs
   tensor = models[first.model].tensors[first.name]
-  if jnp.issubdtype(tensor.dtype, jnp.floating):
-    return as_dtype(
-      models[first.model].read(reader, first.name, output.compute), output.dtype, output.compute, output.name
-    )
   own = read_tensor(reader, tensor, tensor.dtype)
   for other in others:
     theirs = models[other.model].tensors[other.name]
@@ -290,7 +310,7 @@ def _copied(output: Output, models: Mapping[ModelReference, OpenModel], reader: 
   return own
 
 
-def _describe(documents: Sequence[Recipe], first: _Prepared, options: MergeOptions, console: Console) -> None:
+def _describe(documents: Sequence[Recipe], first: Prepared, options: MergeOptions, console: Console) -> None:
   """Says what would be done."""
   if len(documents) > 1:
     console.print(f"{len(documents)} merges one after the other; the first:")

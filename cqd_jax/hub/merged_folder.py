@@ -28,8 +28,16 @@ COPIED = (
 TEMPLATE = "chat_template.jinja"
 
 
-def merged_config(recipe: Recipe, plan: MergePlan, models: Mapping[ModelReference, OpenModel]) -> dict[str, Any]:
+def merged_config(
+  recipe: Recipe, plan: MergePlan, models: Mapping[ModelReference, OpenModel], num_tokens: int = 0
+) -> dict[str, Any]:
   """The config of the result: that of the base, or the first model, with its new number of layers, dtype and head.
+
+  Args:
+    recipe: what is merged.
+    plan: and how.
+    models: all of it.
+    num_tokens: of a new vocabulary; 0: it is as it was.
 
   Raises:
     RecipeError: if slices change the number of layers, and no config says what it was.
@@ -53,6 +61,9 @@ def merged_config(recipe: Recipe, plan: MergePlan, models: Mapping[ModelReferenc
     for part in (content, *_parts(content)):
       if part is content or name in part:
         part[name] = sizes.most_common(1)[0][0]
+  for part in (content, *_parts(content)):
+    if num_tokens and "vocab_size" in part:
+      part["vocab_size"] = num_tokens
   if any(output.name.endswith(HEAD) for output in plan.outputs):
     for part in (content, *_parts(content)):
       if part.get("tie_word_embeddings"):
@@ -97,37 +108,15 @@ def tokenizer_folder(recipe: Recipe, models: Mapping[ModelReference, OpenModel])
   """The folder whose tokenizer is taken; None if nothing was asked for and there is none.
 
   Raises:
-    RecipeError: if the one that was asked for is not there, or tokens have other numbers in another model.
+    RecipeError: if the one that was asked for is not there.
   """
-  source = recipe.tokenizer or recipe.models[0]
-  folder = models[source].folder if isinstance(source, ModelReference) else Path(source)
-  if recipe.tokenizer is None:
-    return folder if tokenizer_paths(folder) else None
-  if not tokenizer_paths(folder):
+  source = recipe.tokenizer if isinstance(recipe.tokenizer, ModelReference) else recipe.models[0]
+  folder = models[source].folder
+  if tokenizer_paths(folder):
+    return folder
+  if recipe.tokenizer is not None:
     raise RecipeError(f"tokenizer_source: {folder} holds no tokenizer files")
-  expected = vocabulary(folder)
-  for reference, model in models.items():
-    own = vocabulary(model.folder)
-    if expected and own and own != expected:
-      token = next(token for token in {**expected, **own} if expected.get(token) != own.get(token))
-      raise RecipeError(
-        f"tokenizer_source: {token!r} is token {expected.get(token)} of {folder} and {own.get(token)} of {reference}; "
-        "vocabularies that differ are not supported"
-      )
-  return folder
-
-
-def vocabulary(folder: Path) -> dict[str, int]:
-  """Tokens and their numbers from `tokenizer.json`; empty if it says none in a form that is known."""
-  file = folder / "tokenizer.json"
-  content = read_json(file) if file.is_file() else {}
-  model = content.get("model") if isinstance(content, dict) else None
-  vocab = model.get("vocab") if isinstance(model, dict) else None
-  if isinstance(vocab, list):  # of a unigram model: [token, score] each
-    vocab = {entry[0]: number for number, entry in enumerate(vocab)}
-  if not isinstance(vocab, dict):
-    return {}
-  return vocab | {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
+  return None
 
 
 def chat_template(recipe: Recipe, models: Mapping[ModelReference, OpenModel]) -> str:

@@ -110,7 +110,8 @@ class Recipe:
     settings: for all of it.
     dtype: in which the merge is; empty: that of the inputs.
     out_dtype: that of the result; empty: `dtype`.
-    tokenizer: "base", a model whose tokenizer is taken, or None: that of the base, or of the first model.
+    tokenizer: the model whose tokenizer is taken, "union", or None: that of the base, or of the first model, and rows
+      of embeddings are merged as they stand.
     chat_template: Jinja, "auto", or empty: as the tokenizer has it.
     remarks: what the recipe says without effect.
   """
@@ -125,6 +126,12 @@ class Recipe:
   tokenizer: ModelReference | str | None
   chat_template: str
   remarks: tuple[str, ...]
+
+  @property
+  def merged(self) -> tuple[ModelReference, ...]:
+    """The models whose weights are merged, the base first."""
+    named = [source.model for module in self.modules for part in module.slices for source in part.sources]
+    return tuple(dict.fromkeys([*(model for model in named if model == self.base), *named]))
 
   @property
   def models(self) -> tuple[ModelReference, ...]:
@@ -349,12 +356,12 @@ def _tokenizer(content: Mapping[str, Any], base: ModelReference | None) -> Model
     about = expect_mapping(content["tokenizer"], "tokenizer", ("source", "tokens", "pad_to_multiple_of"))
     for key in ("tokens", "pad_to_multiple_of"):
       if about.get(key) is not None:
-        raise RecipeError(f"tokenizer.{key}: is not supported; expected a source whose tokenizer is taken as it is")
+        raise RecipeError(f"tokenizer.{key}: is not supported; expected a source alone")
     place, source = "tokenizer.source", about.get("source", "union")
   if source is None:
     return None
   if source == "union":
-    raise RecipeError(f"{place}: union is not supported; expected base, or a model whose tokenizer is taken as it is")
+    return source
   if source == "base":
     if base is None:
       raise RecipeError(f"{place}: base needs a base_model")

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cqd_jax.hub.load_adapter import AdapterFolder, open_adapter_of
+from cqd_jax.hub.load_adapter import AdapterFolder, is_adapter, open_adapter_of
 from cqd_jax.hub.recipe_plan import KeyTable
 from cqd_jax.hub.recipe_values import ModelReference, RecipeError
 from cqd_jax.hub.tensor_files import DTYPES, NUMBERS, DamagedWeights, Reader, Tensor, find_tensors
@@ -85,6 +85,8 @@ def open_model(reference: ModelReference, folder: Path) -> OpenModel:
   for path in (folder, *([Path(reference.lora)] if reference.lora else [])):
     if not path.is_dir():
       raise RecipeError(f"{path}: no such folder; expected one that holds a model (nothing is downloaded)")
+  if is_adapter(folder):
+    raise RecipeError(f"{folder}: is a LoRA adapter; expected BASE+{folder}, with the model that it belongs on top of")
   content = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
   if not isinstance(content, dict):
     raise RecipeError(f"{folder / 'config.json'}: expected settings by name, got {type(content).__name__}")

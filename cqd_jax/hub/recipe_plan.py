@@ -24,6 +24,8 @@ FIRST = re.compile(r"embed|(^|\.)w[tp]e(\.|$)")
 
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
+OF_TOKENS = (EMBEDDING, HEAD, "wte.weight", "word_embeddings.weight")
+"""How names of matrices with a row for each token end."""
 
 
 class KeyTable(NamedTuple):
@@ -61,6 +63,7 @@ class Output:
     inputs: the others.
     settings: of the method by name; a tuple where each input has its own. None: the first input is copied.
     varied: names of settings of each model that differ from layer to layer.
+    rows: the tensors of all models, where their rows are put in the order of the result's tokens first; else empty.
   """
 
   name: str
@@ -71,6 +74,7 @@ class Output:
   inputs: tuple[Input, ...]
   settings: Mapping[str, Any] | None
   varied: tuple[str, ...] = ()
+  rows: tuple[Input, ...] = ()
 
   @property
   def num_bytes(self) -> int:
@@ -93,7 +97,7 @@ class MergePlan:
   layers: Mapping[str, tuple[tuple[ModelReference, int], ...]]
 
 
-def plan_merge(recipe: Recipe, tables: Tables, *, keep: bool = False) -> MergePlan:
+def plan_merge(recipe: Recipe, tables: Tables, *, keep: bool = False, num_tokens: int = 0) -> MergePlan:
   """Plans a recipe.
 
   Args:
@@ -101,13 +105,14 @@ def plan_merge(recipe: Recipe, tables: Tables, *, keep: bool = False) -> MergePl
     tables: of all its models.
     keep: whether tensors that not all models have are taken as they are from the first that has them, the base before
       others; else they are refused.
+    num_tokens: of the result, where models number their tokens in other ways; 0: rows are merged as they stand.
 
   Raises:
     RecipeError: naming the tensor that a model misses, that has another shape or no value for a setting; the layers
       that a model has not; the module without tensors.
   """
   outputs: dict[str, Output] = {}
-  planner = _Planner(recipe, tables, keep)
+  planner = _Planner(recipe, tables, keep, num_tokens)
   for module in recipe.modules:
     for output in planner.module(module):
       if output.name in outputs:
@@ -121,8 +126,8 @@ def plan_merge(recipe: Recipe, tables: Tables, *, keep: bool = False) -> MergePl
 
 
 class _Planner:
-  def __init__(self, recipe: Recipe, tables: Tables, keep: bool):
-    self.recipe, self.tables, self.keep = recipe, tables, keep
+  def __init__(self, recipe: Recipe, tables: Tables, keep: bool, num_tokens: int):
+    self.recipe, self.tables, self.keep, self.num_tokens = recipe, tables, keep, num_tokens
     self.method = METHODS[recipe.method]
     self.kept: list[str] = []
     self.layers: dict[str, tuple[tuple[ModelReference, int], ...]] = {}
@@ -237,14 +242,25 @@ class _Planner:
       raise RecipeError(f"{part.place}: of {name}: {error}") from error
     return Output(
       name,
-      self.tables[part.sources[0].model].shapes[there[part.sources[0]]][0],
+      self.shape(part.sources[0].model, there[part.sources[0]]),
       self.result_dtype(stored),
       _dtype(self.recipe.dtype),
       Input(base.model, there[base]) if base is not None else None,
       tuple(Input(source.model, there[source]) for source in others),
       settings,
       tuple(key for key in settings if self.method.parameters[key].per_model and _varies(key, part, levels)),
+      self.rows([Input(source.model, own) for source, own in there.items()]),
     )
+
+  def rows(self, inputs: Sequence[Input]) -> tuple[Input, ...]:
+    """The inputs, if they have a row for each token, and these are numbered in other ways."""
+    shape = self.tables[inputs[0].model].shapes[inputs[0].name][0]
+    return tuple(inputs) if self.num_tokens and len(shape) == 2 and inputs[0].name.endswith(OF_TOKENS) else ()
+
+  def shape(self, model: ModelReference, name: str) -> tuple[int, ...]:
+    """Of a tensor, once its rows are those of the result."""
+    shape = self.tables[model].shapes[name][0]
+    return (self.num_tokens, *shape[1:]) if self.rows([Input(model, name)]) else shape
 
   def found(self, model: ModelReference, name: str) -> str | None:
     """By what name a model has a tensor: a tied head is the embedding; None if it has not."""
@@ -269,17 +285,23 @@ class _Planner:
     return self.copied(name, [Input(owner.model, str(inputs[owner]))])
 
   def copied(self, name: str, inputs: Sequence[Input]) -> Output:
-    shape, stored = self.tables[inputs[0].model].shapes[inputs[0].name]
+    stored = self.tables[inputs[0].model].shapes[inputs[0].name][1]
+    shape = self.shape(*inputs[0])
     floating = jnp.issubdtype(stored, jnp.floating)
     dtype = self.result_dtype([stored]) if floating else stored
-    return Output(name, shape, dtype, _dtype(self.recipe.dtype) if floating else None, None, tuple(inputs), None)
+    compute = _dtype(self.recipe.dtype) if floating else None
+    return Output(name, shape, dtype, compute, None, tuple(inputs), None, rows=self.rows(inputs))
 
   def check_shapes(self, name: str, there: Mapping[Source, str]) -> None:
-    shapes = [(source.model, self.tables[source.model].shapes[own][0]) for source, own in there.items()]
+    shapes = [(source.model, self.shape(source.model, own)) for source, own in there.items()]
     first, expected = shapes[0]
     for model, shape in shapes:
       if shape != expected:
-        hint = "; vocabularies must be the same" if FIRST.search(name) or name.endswith(HEAD) else ""
+        hint = (
+          "; of vocabularies that differ, tokenizer_source says which tokens stay"
+          if FIRST.search(name) or name.endswith(HEAD)
+          else ""
+        )
         raise RecipeError(f"{name}: expected one shape, got {expected} in {first} and {shape} in {model}{hint}")
 
   def value(self, key: str, levels: tuple[Settings, ...], tensor: str, depth: float, place: str) -> Any:

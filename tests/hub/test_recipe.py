@@ -242,8 +242,6 @@ BAD = {
     LINEAR + TWO + "\ntokenizer: {source: base}\ntokenizer_source: base",
     "expected at most one of tokenizer_source and tokenizer, got both",
   ),
-  "a union": (LINEAR + TWO + "\ntokenizer_source: union", "tokenizer_source: union is not supported"),
-  "a union by default": (LINEAR + TWO + "\ntokenizer: {}", "tokenizer.source: union is not supported"),
   "tokens": (
     LINEAR + TWO + "\ntokenizer: {source: one, tokens: {a: {source: one}}}",
     "tokenizer.tokens: is not supported",
@@ -296,8 +294,10 @@ def models(tmp_path_factory):
   write_model(root / "deep", tensors_of(llama_shapes(4), 0), llama_config(4))
   write_model(root / "uncounted", tensors_of(llama_shapes(), 0), {"model_type": "llama"})
   write_model(root / "seeing", tensors_of(llama_shapes() | TOWER, 0), llama_config())
-  other = {"tokenizer.json": {"model": {"vocab": {"b": 0, "a": 1}}}}
+  other = {"tokenizer.json": {"model": {"vocab": {"b": 0, "a": 1, "c": 2}}}}
   write_model(root / "strange", tensors_of(llama_shapes(), 0), llama_config(), other)
+  (root / "adapter").mkdir()
+  (root / "adapter" / "adapter_config.json").write_text("{}")
   (root / "empty").mkdir()
   (root / "pickled").mkdir()
   (root / "pickled" / "pytorch_model.bin").write_text("")
@@ -315,7 +315,7 @@ UNFIT = {
   "pickles": (LINEAR + "models: [{model: pickled}]", "pickled: its weights are pickle files"),
   "another shape": (
     LINEAR + "models: [{model: one}, {model: wide}]",
-    "embed_tokens.weight: expected one shape, got (16, 8) in one and (20, 8) in wide; vocabularies must be the same",
+    "embed_tokens.weight: expected one shape, got (16, 8) in one and (20, 8) in wide; of vocabularies that differ",
   ),
   "more layers": (
     LINEAR + "models: [{model: one}, {model: deep}]",
@@ -344,9 +344,14 @@ UNFIT = {
     "tokenizer_source: one holds no tokenizer files",
   ),
   "another vocabulary": (
-    LINEAR + "models: [{model: strange}]\nbase_model: base\ntokenizer_source: base",
-    "tokenizer_source: 'a' is token 0 of base and 1 of strange",
+    LINEAR + "models: [{model: base}]\ntokenizer_source: strange",
+    "tokenizer_source: 'c' of strange is in none of the models",
   ),
+  "a union of vocabularies that were learned": (
+    LINEAR + "models: [{model: base}, {model: strange}]\ntokenizer_source: union",
+    "tokenizer_source: union: 'c' is in the vocabulary of strange and not in that of base",
+  ),
+  "an adapter alone": (LINEAR + "models: [{model: adapter}]", "adapter: is a LoRA adapter; expected BASE+adapter"),
   "no template": (
     LINEAR + "models: [{model: one}]\nchat_template: auto",
     "chat_template: auto, and none of the models has",
