@@ -239,6 +239,13 @@ def test_what_ends_a_dialogue(task):
   assert task.reply(matched, ["Act: finish"], Outcome("ok")) == 0.0
 
 
+def test_what_is_executed_is_said(task):
+  (example, *_) = task.examples("train")
+  assert task.action(example, [LOOK]) == parse_action(LOOK).content != ""
+  assert task.action(example, [LOOK, "Act: finish"]) == ""
+  assert task.action(example, [LOOK] * 3) == ""
+
+
 def test_settings_are_checked_and_an_instruction_of_ones_own_is_used(folder, tmp_path):
   splits = {"train": read_samples(folder), "validation": (), "test": ()}
   with pytest.raises(ValueError, match="rounds: expected rounds >= 1, got 0"):

@@ -135,6 +135,12 @@ class OsInteraction:
       return float(all_passed(outcome, len(sample.checks)))
     return 0.0
 
+  def action(self, example: Example, answers: Sequence[str]) -> str:
+    """The commands of the latest turn, where they are executed."""
+    del example
+    action = parse_action(answers[-1])
+    return action.content if action.kind == "bash" and len(answers) < self.max_turns else ""
+
 
 def all_passed(outcome: Outcome, count: int) -> bool:
   """Whether all of `count` checks ended with 0, and nothing that they are carried out by was changed."""
