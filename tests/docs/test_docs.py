@@ -161,6 +161,12 @@ def test_a_published_benchmark(pytestconfig, tmp_path, monkeypatch):
   with Sandbox([task.harness], workers=1) as sandbox:
     (outcome,) = sandbox.run([task.job(example, turns)])
   assert task.reply(example, turns, outcome) == 1.0
+  given = [{"index": 1, "turns": turns}, {"index": 0, "turns": turns[1:]}]
+  (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in given))
+  assert (
+    main(["grade", "dbbench", "--data", "standard.jsonl", "--answers", "answers.jsonl", "--json", "grades.json"]) == 0
+  )
+  assert json.loads((tmp_path / "grades.json").read_text())["passed"] == [True, False]
 
 
 def test_an_operator(as_module):

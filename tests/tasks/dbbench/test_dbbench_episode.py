@@ -1,16 +1,11 @@
 """Dialogues: what is executed, what is shown, what ends them, and what each kind of a model scores."""
 
-import json
-
 import pytest
 from dbbench_cases import ENTRIES, TABLE, write
 from dbbench_policies import SCORES, Scripted, answer, operate, score_policies
 
-from cqd_jax.cli.main import main
 from cqd_jax.sandbox.dbbench import dbbench, harness_source
-from cqd_jax.sandbox.sandbox import probe
 from cqd_jax.tasks import Episode, Message, Outcome, TextProblem
-from cqd_jax.tasks.dbbench import gold_turns
 from cqd_jax.tasks.dbbench.episode import INSTRUCTION
 
 SIZES = {"train": 0, "validation": 0, "test": len(ENTRIES)}
@@ -80,17 +75,6 @@ def test_answers_made_elsewhere_are_of_all_samples(task):
   example = task.samples()[0]
   assert task.action(example, [operate("SELECT\n1")]) == "SELECT 1"
   assert task.action(example, [operate("SELECT 1"), answer("[1]")]) == ""
-
-
-def test_answers_made_elsewhere_are_graded(task, tmp_path):
-  if probe() is not None:
-    pytest.skip(f"nothing isolates answers here: {probe()}")
-  lines = [{"index": place, "turns": gold_turns(example)} for place, example in enumerate(task.samples())]
-  lines[0]["turns"] = [operate("SELECT 1"), answer("['Japan']")]
-  (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  files = [str(tmp_path / name) for name in ("data.jsonl", "answers.jsonl", "grades.json")]
-  assert main(["grade", "dbbench", "--data", files[0], "--answers", files[1], "--json", files[2]]) == 0
-  assert json.loads((tmp_path / "grades.json").read_text())["passed"] == [False, *[True] * (len(ENTRIES) - 1)]
 
 
 def test_no_more_operations_than_allowed(tmp_path):
