@@ -19,8 +19,8 @@ def divide_by_seed(
 ) -> dict[Split, list[Sample]]:
   """Divides samples at random: each split gets as many as `sizes` has for it, no sample is in two.
 
-  Where there are fewer samples than that, they are shared out in proportion to the sizes, at least one for each split
-  that is to have any.
+  Where there are fewer samples than that, training first gives up what it has beyond the others together; then all are
+  shared out in proportion to the sizes, at least one for each split that is to have any.
 
   Args:
     samples: of a file.
@@ -67,6 +67,9 @@ def _shares(total: int, asked: Mapping[Split, int]) -> dict[Split, int]:
   wanted = sum(asked.values())
   if total >= wanted:
     return dict(asked)
+  others = wanted - asked.get("train", 0)
+  if asked.get("train", 0) > others > 0:
+    return _shares(total, {**asked, "train": max(others, total - others)})
   shares = {split: max(1, total * size // wanted) for split, size in asked.items()}
   while sum(shares.values()) > total:
     largest = max(shares, key=lambda split: shares[split])
