@@ -84,6 +84,12 @@ def wide(tensor):
   return np.asarray(tensor).astype(np.float64)
 
 
+def same(got, expected, tolerance=2e-6):
+  """Asserts that two tensors are the same, to rounding."""
+  assert got.shape == expected.shape
+  np.testing.assert_allclose(wide(got), expected, rtol=tolerance, atol=tolerance)
+
+
 def trimmed(delta, density):
   """The largest magnitudes, so many as mergekit keeps."""
   keep = max(1, int(density * delta.size))
