@@ -60,6 +60,7 @@ def people(run_dir):
 
 
 @needs_sandbox
+@pytest.mark.soak
 def test_core_space_that_loses_nothing_evolves_as_dense_weights_do(runs):
   dense, core = people(runs["dense"]), people(runs["core"])
   np.testing.assert_array_equal(core.parents, dense.parents)
@@ -97,6 +98,7 @@ def test_a_mesh_of_devices_evolves_as_one_device_does(runs, tmp_path):
 
 
 @needs_sandbox
+@pytest.mark.soak
 def test_a_checkpoint_of_cores_is_smaller_than_one_of_weights(runs):
   def size(kind):
     return sum(path.stat().st_size for path in (runs[kind] / "checkpoints").rglob("*") if path.is_file())

@@ -38,7 +38,7 @@ def make_root():
   return dense_space(draw(), draw(3))
 
 
-LONG = ("core, paper's mutation", "coefficients", "CMA-ES", "NSGA-II")
+LONG = tuple(kind for kind in KINDS if kind != "dense")
 
 
 @pytest.mark.usefixtures("optimized")

@@ -127,6 +127,7 @@ def test_it_goes_on_without_asking_a_question_twice(copy, reference, monkeypatch
   assert len(facts["sessions"]) == 2
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("collected")
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(copy, reference):
   for file in (copy / "checkpoints" / "cycleqd" / "3").rglob("*"):
@@ -139,6 +140,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(copy, 
   assert same(result, reference)
 
 
+@pytest.mark.soak
 def test_without_any_checkpoint_it_begins_with_the_experts_and_remembers_all_scores(copy, reference):
   shutil.rmtree(copy / "checkpoints")
   assert same(resume_experiment(copy, QUIET), reference)

@@ -458,6 +458,7 @@ with cases.History(pathlib.Path({path!r}), cases.NAMES) as history:
 """
 
 
+@pytest.mark.soak
 def test_a_process_killed_while_it_writes_leaves_whole_batches(tmp_path):
   """Killed on a write that is seen under way (SQLite's journal is there) five times, and read after each."""
   path = tmp_path / "h.sqlite"
