@@ -51,7 +51,6 @@ def test_no_waste(caplog, kind):
   values = np.random.default_rng(0).uniform(size=(8, size, 3, 5)).astype(np.float32)
   initial = Scored(values[0, :3]).with_scores()
   state = algorithm.init(jax.random.key(1), space.initial, initial)
-  shape, pointer = pool_of(state)
   ask = jax.jit(algorithm.ask)
   tell = jax.jit(
     lambda state, genotypes, values, info: algorithm.tell(state, genotypes, Scored(values).with_scores(), info),
@@ -66,6 +65,8 @@ def test_no_waste(caplog, kind):
       with jax.transfer_guard("allow"):  # the settings of decoding are a few numbers
         tokens, _ = decode_population(models, CONFIG, buckets, max_new_tokens=3, end_ids=(0,))
       state, _ = tell(state, children, each, info)
+    if not iteration:  # what was made outside of a program may lie where none can write in place
+      shape, pointer = pool_of(state)
     assert tokens.shape == (size, 2, 3)
   assert "Compiling" not in caplog.text
   assert "Finished" not in caplog.text
