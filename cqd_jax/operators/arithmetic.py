@@ -50,6 +50,12 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
+def check_rows_axis(axis: int) -> None:
+  """Raises unless it is an axis along which the rows of a tensor may lie."""
+  if axis not in (-1, 0):
+    raise ValueError(f"axis: expected -1 or 0, got {axis}")
+
+
 def check_task_vectors(task_vectors: Params, number: int | None = None) -> tuple[Params, int]:
   """T task vectors with JAX arrays for leaves `[T, ...]`, and T.
 

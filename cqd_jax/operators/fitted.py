@@ -14,6 +14,7 @@ from cqd_jax.operators.arithmetic import (
   Convention,
   Granularity,
   check_choice,
+  check_rows_axis,
   check_setting,
   check_task_vectors,
   check_weights,
@@ -80,8 +81,7 @@ def model_stock_rows(
   Raises:
     ValueError: as `model_stock`, or if `axis` is another.
   """
-  if axis not in (-1, 0):
-    raise ValueError(f"axis: expected -1 or 0, got {axis}")
+  check_rows_axis(axis)
   return _model_stock(task_vectors, weights, axis, "kernel", convention)
 
 

@@ -73,10 +73,8 @@ def breadcrumbs(
 
   Reference: Davari and Belilovsky 2023, arXiv:2312.06795.
   """
-  check_density(density)
-  check_share("gamma", gamma)
-  trimmed = tails_of(density, gamma, convention)
-  return _merge(lambda _, tensor: trimmed(tensor), None, task_vectors, weights, False, normalize, rescale, convention)
+  sparsify = _without_tails(density, gamma, convention)
+  return _merge(sparsify, None, task_vectors, weights, False, normalize, rescale, convention)
 
 
 @needs_frame("elementwise")
@@ -109,10 +107,16 @@ def breadcrumbs_ties(
 
   Reference: mergekit's breadcrumbs_ties; no paper has both.
   """
+  sparsify = _without_tails(density, gamma, convention)
+  return _merge(sparsify, None, task_vectors, weights, True, normalize, rescale, convention)
+
+
+def _without_tails(density: ArrayLike, gamma: ArrayLike, convention: Convention) -> Sparsify:
+  """`trim_tails` of one tensor; its settings are checked."""
   check_density(density)
   check_share("gamma", gamma)
   trimmed = tails_of(density, gamma, convention)
-  return _merge(lambda _, tensor: trimmed(tensor), None, task_vectors, weights, True, normalize, rescale, convention)
+  return lambda _, tensor: trimmed(tensor)
 
 
 @needs_frame("elementwise")

@@ -16,6 +16,7 @@ from cqd_jax.operators.arithmetic import (
   Granularity,
   check_choice,
   check_parents,
+  check_rows_axis,
   check_setting,
   check_sum,
   check_task_vectors,
@@ -132,8 +133,7 @@ def nuslerp_rows(
   Raises:
     ValueError: as `nuslerp`, or if `axis` is another.
   """
-  if axis not in (-1, 0):
-    raise ValueError(f"axis: expected -1 or 0, got {axis}")
+  check_rows_axis(axis)
   return _nuslerp(task_vectors, weights, axis, "kernel", convention)
 
 

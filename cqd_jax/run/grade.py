@@ -11,9 +11,9 @@ from rich.console import Console
 from cqd_jax.config.plugs import Plug, PlugError, resolve
 from cqd_jax.sandbox.on_demand import SandboxOnDemand
 from cqd_jax.store.run_dir import write_text
-from cqd_jax.tasks.dialogue import Dialogue
+from cqd_jax.tasks.dialogue import Dialogue, advance_dialogues
 from cqd_jax.tasks.episode import Answer, Episode, FromData, as_episode
-from cqd_jax.tasks.execution import Execute, execute_distinct
+from cqd_jax.tasks.execution import Execute
 from cqd_jax.tasks.task import Example, Task
 from cqd_jax.terminal.interrupt import Interrupt, interruptible
 from cqd_jax.terminal.progress import progress
@@ -188,15 +188,9 @@ def _scores(batch: Sequence[Line], episode: Episode, samples: Sequence[Example],
   turns = [iter(line.content.turns if isinstance(line.content, Given) else ()) for line in batch]
   still_open = [(dialogue, own) for dialogue, own in zip(dialogues, turns, strict=True) if dialogue is not None]
   while still_open:
-    heard = [
-      (dialogue, own, dialogue.take(Answer(turn)))
-      for dialogue, own in still_open
-      if (turn := next(own, None)) is not None
-    ]
-    outcomes = iter(execute_distinct([job for *_, job in heard if job is not None], execute))
-    for dialogue, _, job in heard:
-      dialogue.hear(None if job is None else next(outcomes))
-    still_open = [(dialogue, own) for dialogue, own, _ in heard if dialogue.score is None]
+    answered = [(dialogue, own, turn) for dialogue, own in still_open if (turn := next(own, None)) is not None]
+    advance_dialogues([(dialogue, Answer(turn)) for dialogue, _, turn in answered], execute)
+    still_open = [(dialogue, own) for dialogue, own, _ in answered if dialogue.score is None]
   # one whose turns ran out before it came to an end has failed
   return [0.0 if dialogue is None or dialogue.score is None else dialogue.score for dialogue in dialogues]
 

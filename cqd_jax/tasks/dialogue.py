@@ -17,7 +17,7 @@ from cqd_jax.tasks.episode import (
   Message,
   Request,
 )
-from cqd_jax.tasks.execution import Job, Outcome
+from cqd_jax.tasks.execution import Execute, Job, Outcome, execute_distinct
 from cqd_jax.tasks.problem import Transcript, Usage
 from cqd_jax.tasks.task import Example
 
@@ -157,6 +157,15 @@ def ask(
     found = _paired(choosing, engine.likelihoods(candidates, _requests(choosing)))
     answered += [(dialogue, dialogue.chosen(likelihoods)) for dialogue, likelihoods in found]
   return answered
+
+
+def advance_dialogues(answered: Sequence[tuple[Dialogue, Answer]], execute: Execute) -> None:
+  """Takes dialogues one turn further: all that their answers ask for is executed in one call, and heard."""
+  taken = [(dialogue, dialogue.take(answer)) for dialogue, answer in answered]
+  outcomes = iter(execute_distinct([job for _, job in taken if job is not None], execute))
+  for dialogue, job in taken:
+    if dialogue.score is None:
+      dialogue.hear(None if job is None else next(outcomes))
 
 
 def _requests(asked: Sequence[Sequence[tuple[Dialogue, Request]]]) -> list[list[Request]]:

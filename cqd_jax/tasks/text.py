@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cqd_jax.genotypes.space import Candidates, Space, population_of_one, population_size
-from cqd_jax.tasks.dialogue import Dialogue, ask, transcripts_of, usage_of
+from cqd_jax.tasks.dialogue import Dialogue, advance_dialogues, ask, transcripts_of, usage_of
 from cqd_jax.tasks.episode import (
   Answer,
   Choosing,
@@ -20,7 +20,7 @@ from cqd_jax.tasks.episode import (
   TrainableEngine,
   as_episode,
 )
-from cqd_jax.tasks.execution import Execute, Harness, Service, execute_distinct
+from cqd_jax.tasks.execution import Execute, Harness, Service
 from cqd_jax.tasks.problem import Sample, Scored, TrainingSignal, Transcript, Verified
 from cqd_jax.tasks.source import source_digest
 from cqd_jax.tasks.task import AskedSplit, Example, Split, Task
@@ -194,11 +194,7 @@ class TextProblem:
     started = time.perf_counter()
     answered = ask(self.engine, candidates, still_open)
     decoded = time.perf_counter()
-    heard = [(dialogue, dialogue.take(answer)) for dialogue, answer in answered]
-    results = iter(execute_distinct([job for _, job in heard if job is not None], self._execute))
-    for dialogue, job in heard:
-      if dialogue.score is None:
-        dialogue.hear(None if job is None else next(results))
+    advance_dialogues(answered, self._execute)
     self.decode_seconds += decoded - started
     self.decoded_tokens += sum(answer.answer_tokens for _, answer in answered)
     self.grade_seconds += time.perf_counter() - decoded
